@@ -1,0 +1,80 @@
+"""Every error that this package raises on purpose. All of them are `QueueError`s."""
+
+from __future__ import annotations
+
+
+class QueueError(Exception):
+    """Root of the hierarchy: `except QueueError` catches all that the package raises on purpose."""
+
+
+class ConfigurationError(QueueError, ValueError):
+    """A setting, name or argument is out of its range. Nothing was sent to Redis."""
+
+
+class InvalidOperationError(QueueError, ValueError):
+    """An operation cannot be enqueued as it is. Nothing was enqueued."""
+
+
+class SerializationError(InvalidOperationError):
+    """A part of the entity has no JSON form; `path` says where it is, e.g. ``entity['items'][3]``."""
+
+    def __init__(self, message: str, path: str = "entity") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class EntityTooLargeError(InvalidOperationError):
+    """The encoded operation is larger, or nested deeper, than the configured limit."""
+
+
+class UnresolvableFunctionError(InvalidOperationError):
+    """No worker could find this function by name: a lambda, a local function, or not a function."""
+
+
+class ImportRefusedError(QueueError):
+    """The import policy does not allow this name. Nothing was imported."""
+
+
+class DecodeError(QueueError):
+    """The bytes in Redis are not an operation; `raw` keeps them."""
+
+    def __init__(self, message: str, raw: bytes) -> None:
+        super().__init__(message)
+        self.raw = raw
+
+
+class BrokerUnavailableError(QueueError, ConnectionError):
+    """Redis cannot serve now: unreachable, loading, read-only or out of memory. Worth trying again.
+
+    `kind` is one word for metrics and logs: ``connection``, ``timeout``, ``loading``, ``readonly``, ``oom``,
+    ``misconf``, ``auth`` or ``other``. `ambiguous` is true when the command may have been carried out.
+    """
+
+    def __init__(self, message: str, *, kind: str = "connection", ambiguous: bool = False) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.ambiguous = ambiguous
+
+
+class CircuitOpenError(BrokerUnavailableError):
+    """The circuit breaker is open: the call was not tried. `retry_after` is in seconds."""
+
+    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
+        super().__init__(message, kind="circuit_open")
+        self.retry_after = retry_after
+
+
+class UnsupportedServerError(QueueError):
+    """The server is too old or lacks a command that the queue needs."""
+
+
+class BrokerReplyError(QueueError):
+    """A script was refused by the server, or answered in a way that this version does not know."""
+
+
+class ThreadPoolExhaustedError(QueueError):
+    """No thread of the pool became free within the limit (100 ms by default)."""
+
+
+class WorkerStateError(QueueError, RuntimeError):
+    """A worker was started twice, or used after it had stopped."""

@@ -1,0 +1,270 @@
+"""The one seam on which telemetry hangs: the core says what happened and does not know who listens.
+
+A listener derives from `Hooks` and overrides what it needs. `HookChain` calls several and isolates them: what a
+listener raises is logged and counted, and never reaches the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import msgspec
+
+logger = logging.getLogger("queue_system.hooks")
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that happened. Times are in seconds."""
+
+
+class OperationInfo(msgspec.Struct, frozen=True):
+    """What every event about one operation carries. `kind` is ``operation`` or ``callback``."""
+
+    operation_id: str
+    queue: str
+    priority: str
+    processor: str
+    kind: str
+    is_async: bool
+    attempt: int
+    headers: dict[str, str]
+
+
+class EnqueueStarted(Event, frozen=True):
+    """A call to enqueue `count` operations is about to be made (no id yet when it is a batch)."""
+
+    queue: str
+    priority: str
+    processor: str
+    count: int
+    operation_id: str | None
+    delay: float
+
+
+class Enqueued(Event, frozen=True):
+    """An enqueue call was answered: how many were accepted (ready or scheduled) and how many are duplicates."""
+
+    queue: str
+    priority: str
+    processor: str
+    accepted: int
+    duplicates: int
+    operation_ids: tuple[str, ...]
+
+
+class EnqueueFailed(Event, frozen=True):
+    """An enqueue call raised; nothing is known to be enqueued."""
+
+    queue: str
+    error_type: str
+
+
+class AttemptStarted(Event, frozen=True):
+    """A processor is about to be called. `wait` is since the operation was due."""
+
+    operation: OperationInfo
+    wait: float
+
+
+class AttemptFinished(Event, frozen=True):
+    """An attempt ended; emitted inside its context, before the outcome is written to Redis.
+
+    `outcome` is success, error, timeout, cancelled, exhausted or abandoned; `next` is done, retry, failed,
+    rejected or requeue; `delay` is that of the retry.
+    """
+
+    operation: OperationInfo
+    outcome: str
+    duration: float
+    next: str
+    delay: float = 0.0
+    error_type: str = ""
+    error_message: str = ""
+    reason: str = ""
+
+
+class OutcomeApplied(Event, frozen=True):
+    """Redis has moved the operation: counts made here equal those of the metrics hash.
+
+    `result` is processed, retried, failed, rejected, requeued or stale. `reason` says why it did not end well, and
+    `cause` how its last attempt ended (empty when none was made).
+    """
+
+    operation: OperationInfo
+    result: str
+    reason: str = ""
+    cause: str = ""
+    error_type: str = ""
+    age: float = 0.0
+
+
+class PoolExhausted(Event, frozen=True):
+    """A sync operation found no free thread within the limit."""
+
+    operation: OperationInfo
+    waited: float
+
+
+class PoolUsed(Event, frozen=True):
+    """A sync operation left the pool. `seconds` is since it was submitted; `active` of `size` threads are busy."""
+
+    seconds: float
+    active: int
+    size: int
+
+
+class LeaseLost(Event, frozen=True):
+    """Another worker may run this operation now: its result here will not count."""
+
+    operation_id: str
+
+
+class Reclaimed(Event, frozen=True):
+    """Expired leases were taken back from workers that are gone."""
+
+    returned: int
+    quarantined: int
+
+
+class WorkerTaskFailed(Event, frozen=True):
+    """A loop of the worker raised and was started again."""
+
+    task: str
+    reason: str
+
+
+class BrokerError(Event, frozen=True):
+    """A call to Redis failed."""
+
+    operation: str
+    kind: str
+
+
+class BrokerCall(Event, frozen=True):
+    """A round trip to Redis was answered."""
+
+    operation: str
+    duration: float
+
+
+class BreakerChanged(Event, frozen=True):
+    """A circuit breaker went to another state: closed, open or half_open."""
+
+    breaker: str
+    state: str
+
+
+class WorkerChanged(Event, frozen=True):
+    """A worker is starting, running, draining or stopped."""
+
+    worker_id: str
+    state: str
+
+
+class Hooks:
+    """The base of all listeners: does nothing."""
+
+    def on_event(self, event: Event) -> None:
+        """Take notice of an event. Must be quick and must not block: it runs where the work runs."""
+
+    def enqueue_context(self, event: EnqueueStarted) -> AbstractContextManager[None]:
+        """Surrounds an enqueue call, `inject` included."""
+        return nullcontext()
+
+    def attempt_context(self, event: AttemptStarted) -> AbstractContextManager[None]:
+        """Surrounds one call of a processor, in the task or thread that runs it, and the decision that follows."""
+        return nullcontext()
+
+    def inject(self, headers: dict[str, str]) -> None:
+        """Add the current context (such as ``traceparent``) to an operation's headers."""
+
+
+class HookChain(Hooks):
+    """Calls several listeners in turn, each isolated from the others and from the work.
+
+    Args:
+        listeners: in the order in which they are called; contexts are left in reverse order.
+        on_failure: told the listener's class name each time one raises.
+    """
+
+    def __init__(self, listeners: Sequence[Hooks] = (), on_failure: Callable[[str], None] | None = None) -> None:
+        self._listeners = tuple(listeners)
+        self._on_failure = on_failure
+        self.failures = 0
+
+    def on_event(self, event: Event) -> None:
+        """See `Hooks`."""
+        for listener in self._listeners:
+            try:
+                listener.on_event(event)
+            except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted
+                self._failed(listener)
+
+    @contextmanager
+    def enqueue_context(self, event: EnqueueStarted) -> Iterator[None]:
+        """See `Hooks`."""
+        with self._all([(listener, listener.enqueue_context) for listener in self._listeners], event):
+            yield
+
+    def attempt_context(self, event: AttemptStarted) -> AbstractContextManager[None]:
+        """See `Hooks`."""
+        makers = [
+            (listener, listener.attempt_context)
+            for listener in self._listeners
+            if type(listener).attempt_context is not Hooks.attempt_context
+        ]
+        return self._all(makers, event) if makers else nullcontext()
+
+    def inject(self, headers: dict[str, str]) -> None:
+        """See `Hooks`."""
+        for listener in self._listeners:
+            try:
+                listener.inject(headers)
+            except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted
+                self._failed(listener)
+
+    @contextmanager
+    def _all(
+        self, makers: Sequence[tuple[Hooks, Callable[..., AbstractContextManager[None]]]], event: Event
+    ) -> Iterator[None]:
+        entered: list[tuple[Hooks, AbstractContextManager[None]]] = []
+        for listener, make in makers:
+            try:
+                context = make(event)
+                context.__enter__()
+            except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted
+                self._failed(listener)
+            else:
+                entered.append((listener, context))
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            for listener, context in reversed(entered):
+                self._leave(listener, context, error)
+
+    def _leave(self, listener: Hooks, context: AbstractContextManager[None], error: BaseException | None) -> None:
+        details = (None, None, None) if error is None else (type(error), error, error.__traceback__)
+        try:
+            # What it returns is not heeded: a listener cannot swallow the work's exception either.
+            context.__exit__(*details)
+        except Exception as raised:  # noqa: BLE001  isolation is the point: it is logged and counted
+            if raised is not error:  # a generator context re-raises what it was given
+                self._failed(listener)
+
+    def _failed(self, listener: Hooks) -> None:
+        self.failures += 1
+        logger.error("telemetry_listener_failed: %s", type(listener).__name__, exc_info=True)
+        if self._on_failure is not None:
+            with contextlib.suppress(Exception):  # the last resort must not raise, and there is nobody left to tell
+                self._on_failure(type(listener).__name__)
+
+
+NO_HOOKS = HookChain()
+"""What is used where telemetry is off."""

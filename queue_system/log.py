@@ -1,0 +1,54 @@
+"""The package's logger: structlog's interface over the standard library's ``queue_system`` logger.
+
+So an application that has set up `logging` sees our events without further ado, one that has not sees warnings only,
+and `telemetry.configure` turns them into JSON.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import structlog
+
+
+def get_logger(logger: Any = None) -> Any:
+    """A structlog logger.
+
+    Args:
+        logger: a standard logger to write to, a structlog logger to use as it is, or None for ``queue_system``.
+    """
+    if logger is None:
+        logger = logging.getLogger("queue_system")
+    if not isinstance(logger, logging.Logger | logging.LoggerAdapter):
+        return logger
+    return structlog.wrap_logger(
+        logger,
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.format_exc_info,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter
+            if _has_structlog_formatter(logger)
+            else _render_key_values,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def _render_key_values(_: Any, __: str, event_dict: Any) -> str:
+    """``event key=value ...`` on one line: a newline in a value is escaped, so that no value can forge a line."""
+    event = event_dict.pop("event", "")
+    exception = event_dict.pop("exception", None)
+    text = " ".join([str(event), *(f"{name}={value!r}" for name, value in event_dict.items())])
+    return text if exception is None else f"{text}\n{exception}"
+
+
+def _has_structlog_formatter(logger: Any) -> bool:
+    base: logging.Logger | None = logger.logger if isinstance(logger, logging.LoggerAdapter) else logger
+    while base is not None:
+        if any(isinstance(handler.formatter, structlog.stdlib.ProcessorFormatter) for handler in base.handlers):
+            return True
+        base = base.parent if base.propagate else None
+    return False

@@ -1,0 +1,1 @@
+"""The implementation of `queue_system.utils`, one decorator a module."""
