@@ -1,0 +1,1 @@
+"""All that speaks to Redis. `commands` says what, `sync` and `aio` only carry it out."""

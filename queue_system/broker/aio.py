@@ -1,0 +1,95 @@
+"""Carries out calls on an asyncio client, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import redis.asyncio as aioredis
+from redis.exceptions import NoScriptError
+
+from queue_system.broker.commands import Call
+from queue_system.broker.resend import Resend, read_reply, worth_retrying
+from queue_system.broker.scripts import Script, load_scripts
+from queue_system.broker.translate import CLIENT_ERRORS, translate
+from queue_system.errors import QueueError
+from queue_system.utils import retry_with_backoff
+
+T = TypeVar("T")
+
+
+class AsyncBroker:
+    """Runs `Call`s; the twin of `sync.SyncBroker`, with the same errors."""
+
+    def __init__(
+        self, client: aioredis.Redis, address: str, *, tries: int = 1, scripts: dict[str, Script] | None = None
+    ) -> None:
+        self._client = client
+        self._address = address
+        self._tries = tries
+        self._scripts = load_scripts() if scripts is None else scripts
+
+    async def run(self, call: Call[T]) -> T:
+        """Send one call, parse its reply; an idempotent call is tried again when the connection fails."""
+        resend = Resend(self._address)
+        reply = await self._attempt(call, resend)
+        return read_reply(call, reply, resend)
+
+    async def run_many(self, calls: Sequence[Call[Any]]) -> list[Any | QueueError]:
+        """Send calls in one round trip. Each result stands alone: the parsed reply, or the error of that call.
+
+        Raises:
+            BrokerUnavailableError: the round trip failed as a whole; any of the calls may have been carried out.
+        """
+        try:
+            replies = await self._send_many(calls)
+        except CLIENT_ERRORS as error:
+            raise translate(error, self._address) from error
+        return [
+            translate(reply, self._address) if isinstance(reply, Exception) else call.parse(reply)
+            for call, reply in zip(calls, replies, strict=True)
+        ]
+
+    async def run_all(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        """Send calls in one round trip; raises the first error, after all were sent. A single call as `run` does."""
+        if len(calls) == 1:
+            return [await self.run(calls[0])]
+        results = await self.run_many(calls)
+        for result in results:
+            if isinstance(result, QueueError):
+                raise result
+        return results
+
+    async def close(self) -> None:
+        """Close all connections."""
+        # redis-py 5.0.1 renamed close() to aclose(); disconnecting the pool works in all.
+        await self._client.connection_pool.disconnect(inuse_connections=True)
+
+    @retry_with_backoff(attempts=lambda self, call, _: self._tries if call.idempotent else 1, retry_if=worth_retrying)
+    async def _attempt(self, call: Call[Any], resend: Resend) -> Any:
+        try:
+            return await self._send(call)
+        except CLIENT_ERRORS as error:
+            raise resend.failed(error) from error
+
+    async def _send(self, call: Call[Any]) -> Any:
+        if call.plain:
+            return await self._client.execute_command(call.name, *call.args)
+        script = self._scripts[call.name]
+        try:
+            return await self._client.execute_command("EVALSHA", script.sha, len(call.keys), *call.keys, *call.args)
+        except NoScriptError:  # a new server, or SCRIPT FLUSH: nothing ran
+            return await self._client.execute_command("EVAL", script.source, len(call.keys), *call.keys, *call.args)
+
+    async def _send_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        if len(calls) == 1:
+            return [await self._send(calls[0])]
+        pipeline = self._client.pipeline(transaction=False)
+        for call in calls:
+            script = self._scripts[call.name]
+            pipeline.execute_command("EVALSHA", script.sha, len(call.keys), *call.keys, *call.args)
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        return [
+            await self._send(call) if isinstance(reply, NoScriptError) else reply
+            for call, reply in zip(calls, replies, strict=True)
+        ]

@@ -1,0 +1,171 @@
+"""Makes redis-py clients: from a URL, an embedded server, or the settings of a client that the user has."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol, cast
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+import redis.asyncio as aioredis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from queue_system.errors import ConfigurationError, UnsupportedServerError
+
+MINIMUM_VERSION: Final = (6, 2)
+SCHEMES: Final = ("redis", "rediss", "unix", "embedded")
+
+_ASYNC_CONNECTIONS: Final = {
+    redis.Connection: aioredis.Connection,
+    redis.SSLConnection: aioredis.SSLConnection,
+    redis.UnixDomainSocketConnection: aioredis.UnixDomainSocketConnection,
+}
+# Objects of the synchronous client that an asynchronous one cannot use, or that are ours to set.
+_OWN_SETTINGS: Final = ("retry", "retry_on_error", "retry_on_timeout", "parser_class", "decode_responses",
+                        "socket_timeout", "socket_connect_timeout", "maint_notifications_config",
+                        "maint_notifications_pool_handler", "event_dispatcher", "himself")  # fmt: skip
+
+
+class ClientFactory(Protocol):
+    """Where the brokers get their clients from. `address` never shows a password."""
+
+    address: str
+
+    def sync(self, *, timeout: float) -> redis.Redis:
+        """A client whose commands take at most `timeout` seconds."""
+        ...
+
+    def aio(self, *, timeout: float) -> aioredis.Redis:
+        """The same for asyncio; a pool of connections of its own."""
+        ...
+
+
+class UrlClients:
+    """Clients of the server that a URL names.
+
+    Args:
+        url: ``redis://``, ``rediss://``, ``unix://`` or ``embedded://[PATH]``.
+
+    Raises:
+        ConfigurationError: the URL has another scheme, or is no URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        check_url(url)
+        self._url = url
+        self._real_url: str | None = None
+        self.address = hide_password(url)
+
+    def sync(self, *, timeout: float) -> redis.Redis:
+        """See `ClientFactory`."""
+        return redis.Redis.from_url(self._resolved(), retry=Retry(NoBackoff(), 0), **_options(timeout))
+
+    def aio(self, *, timeout: float) -> aioredis.Redis:
+        """See `ClientFactory`."""
+        client = aioredis.Redis.from_url(self._resolved(), retry=AsyncRetry(NoBackoff(), 0), **_options(timeout))
+        return cast("aioredis.Redis", client)
+
+    def _resolved(self) -> str:
+        if self._real_url is None:
+            self._real_url = _start_embedded(self._url) if self._url.startswith("embedded:") else self._url
+        return self._real_url
+
+
+class SettingsClients:
+    """Clients with the connection settings of one that the user has made (TLS, ACL user, database, ...)."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        pool = getattr(client, "connection_pool", None)
+        if pool is None or not hasattr(pool, "connection_kwargs"):
+            raise ConfigurationError(
+                f"redis_client must be a redis.Redis, not {type(client).__name__}; for a cluster or sentinel pass "
+                "redis_url of the primary"
+            )
+        self._connection_class = pool.connection_class
+        self._settings = {name: value for name, value in pool.connection_kwargs.items() if name not in _OWN_SETTINGS}
+        place = self._settings.get("path") or f"{self._settings.get('host')}:{self._settings.get('port')}"
+        self.address = f"{place}/{self._settings.get('db', 0)}"
+
+    def sync(self, *, timeout: float) -> redis.Redis:
+        """See `ClientFactory`."""
+        pool = redis.ConnectionPool(
+            connection_class=self._connection_class,
+            **{**self._settings, **_options(timeout), "retry": Retry(NoBackoff(), 0)},
+        )
+        return redis.Redis(connection_pool=pool)
+
+    def aio(self, *, timeout: float) -> aioredis.Redis:
+        """See `ClientFactory`."""
+        connection_class = _ASYNC_CONNECTIONS.get(self._connection_class)
+        if connection_class is None:
+            raise ConfigurationError(
+                f"no asynchronous twin of {self._connection_class.__name__} is known: pass redis_url instead"
+            )
+        pool: Any = aioredis.ConnectionPool(
+            connection_class=connection_class,
+            **{**self._settings, **_options(timeout), "retry": AsyncRetry(NoBackoff(), 0)},
+        )
+        return aioredis.Redis(connection_pool=pool)
+
+
+def check_url(url: object) -> str:
+    """Return `url`, or raise `ConfigurationError` with what is wrong, never with its password."""
+    if not isinstance(url, str):
+        raise ConfigurationError(f"redis_url must be a string, not {type(url).__name__}")
+    try:
+        scheme = urlsplit(url).scheme
+        _ = urlsplit(url).port
+    except ValueError:
+        raise ConfigurationError("redis_url is not a valid URL: use redis://[user:password@]host:port/db") from None
+    if scheme not in SCHEMES:
+        raise ConfigurationError(
+            f"redis_url has the scheme {scheme!r}: use one of {', '.join(f'{name}://' for name in SCHEMES)}"
+        )
+    return url
+
+
+def hide_password(url: str) -> str:
+    """The URL with ``***`` in place of its password, in the authority and in the query."""
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return "***"
+    query = "&".join(
+        f"{pair.partition('=')[0]}=***" if "password" in pair.partition("=")[0].lower() else pair
+        for pair in parts.query.split("&")
+    )
+    netloc = parts.netloc
+    if "@" in netloc:
+        user = f"{parts.username}:***@" if parts.username else "***@"
+        netloc = f"{user}{parts.hostname or ''}{port}"
+    return urlunsplit((parts.scheme, netloc, parts.path, query, ""))
+
+
+def check_server(version: str, address: str) -> None:
+    """Raise `UnsupportedServerError` when the server is older than 6.2. An unknown form of version passes."""
+    numbers = version.split(".")
+    try:
+        found = (int(numbers[0]), int(numbers[1]))
+    except (ValueError, IndexError):
+        return
+    if found < MINIMUM_VERSION:
+        raise UnsupportedServerError(f"Redis at {address} is version {version}: 6.2 or newer (or Valkey) is needed")
+
+
+def _options(timeout: float) -> dict[str, Any]:
+    # The library's own retries are off: they would send commands twice that must not be.
+    return {
+        "decode_responses": False,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "socket_keepalive": True,
+        "health_check_interval": 0,
+    }
+
+
+def _start_embedded(url: str) -> str:
+    from queue_system.embedded import embedded_url  # noqa: PLC0415  only who uses it pays for it
+
+    return embedded_url(url)

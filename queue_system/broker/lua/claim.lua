@@ -1,0 +1,111 @@
+-- Moves what is due to its queue, then leases ready operations in strict priority order.
+-- KEYS  1 leases  2 delayed  3 metrics  4 wake  5 wake:sync  6 system_errors  7 registry  8 registry:version
+--       9.. the ready lists, in the order in which to take from them
+-- ARGV  1 prefix  2 free async slots  3 free sync slots  4 lease (ms)  5 registry version that the worker knows
+--       6 one letter a|s|m for each ready list  7 retention of system errors (ms)
+-- Reply {now (ms), next due (ms from now, -1 none), more async 0|1, more sync 0|1, registry version,
+--        registry as {field, kind, ...} when the version differs, else {}, operations}
+--       an operation is 9 values: id, index of its list (from 1), token, attempts, crashes, exhaustions,
+--       first attempt (ms), due (ms), body
+-- Cost  O(lists) + about 4 commands for each operation; promotes at most 100. Its first write is a ZREM or LPOP,
+--       so a Redis that is out of memory still drains.
+local prefix, retention = ARGV[1], tonumber(ARGV[7])
+local slots = { a = tonumber(ARGV[2]), s = tonumber(ARGV[3]) }
+local kinds, now = ARGV[6], now_ms()
+
+local function reject(id, reason)
+  local key = op_key(prefix, id)
+  redis.call('HSET', key, 'st', 'system_error', 'fl', now, 'err', '{"reason":"' .. reason .. '"}')
+  redis.call('PEXPIRE', key, retention)
+  redis.call('ZADD', KEYS[6], now, id)
+  count(prefix, 'system_errors', 1)
+end
+
+local function promote()
+  local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 100)
+  for _, id in ipairs(due) do
+    redis.call('ZREM', KEYS[2], id)
+    local key = op_key(prefix, id)
+    local queue = redis.call('HGET', key, 'q')
+    if queue then
+      redis.call('HSET', key, 'st', 'ready')
+      redis.call('RPUSH', prefix .. queue, id)
+      wake(prefix, redis.call('HGET', KEYS[7], queue))
+    else
+      reject(id, 'body_missing')
+    end
+  end
+end
+
+local leases, operations = {}, {}
+
+-- Leases one id taken from list number j; returns false when it was not an operation.
+local function lease(id, j)
+  local key = op_key(prefix, id)
+  local h = redis.pcall('HMGET', key, 'st', 'b', 'at', 'dc', 'cr', 'ex', 'fa', 'rd')
+  if h.err then
+    redis.call('RENAME', key, prefix .. 'broken:' .. id)
+    reject(id, 'wrong_type')
+    return false
+  end
+  if not h[2] then
+    reject(id, 'body_missing')
+    return false
+  end
+  if not h[1] then
+    reject(id, 'not_an_operation')
+    return false
+  end
+  if h[1] ~= 'ready' then
+    count(prefix, 'skipped', 1)
+    return false
+  end
+  if not h[8] then  -- written by hand: accepted here, so that the counts stay whole
+    redis.call('HSET', key, 'ts', now, 'rd', now)
+    count(prefix, 'enqueued', 1)
+  end
+  local token = (tonumber(h[4]) or 0) + 1
+  if h[7] then
+    redis.call('HSET', key, 'st', 'leased', 'dc', token)
+  else
+    redis.call('HSET', key, 'st', 'leased', 'dc', token, 'fa', now)
+  end
+  leases[#leases + 1] = now + tonumber(ARGV[4])
+  leases[#leases + 1] = id
+  local n = #operations
+  operations[n + 1], operations[n + 2], operations[n + 3] = id, j, token
+  operations[n + 4], operations[n + 5], operations[n + 6] = h[3] or 0, h[5] or 0, h[6] or 0
+  operations[n + 7], operations[n + 8], operations[n + 9] = h[7] or now, h[8] or now, h[2]
+  return true
+end
+
+promote()
+local more = { a = 0, s = 0 }
+for j = 1, #KEYS - 8 do
+  local list, kind = KEYS[j + 8], string.sub(kinds, j, j)
+  local drained = false
+  while not drained do
+    local room = slots[kind] or math.min(slots.a, slots.s)
+    if room <= 0 then break end
+    local ids = redis.call('LPOP', list, room)
+    if not ids then drained = true else
+      drained = #ids < room
+      for _, id in ipairs(ids) do
+        if lease(id, j) then
+          if kind ~= 's' then slots.a = slots.a - 1 end
+          if kind ~= 'a' then slots.s = slots.s - 1 end
+        end
+      end
+    end
+  end
+  local side = kind == 's' and 's' or 'a'
+  if not drained and more[side] == 0 then more[side] = redis.call('EXISTS', list) end
+end
+if #leases > 0 then redis.call('ZADD', KEYS[1], unpack(leases)) end
+if more.a == 1 then wake(prefix, 'a') end
+if more.s == 1 then wake(prefix, 's') end
+
+local next_due = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+local version = redis.call('GET', KEYS[8]) or '0'
+local registry = version ~= ARGV[5] and redis.call('HGETALL', KEYS[7]) or {}
+return { now, next_due[2] and math.max(next_due[2] - now, 0) or -1, more.a, more.s, version, registry, operations }

@@ -1,0 +1,77 @@
+-- Shared by every script: the loader puts this file in front of it.
+--
+-- Fields of an operation's hash (absent means 0 or none):
+--   st state: ready | delayed | leased | done | failed | system_error
+--   q  "{priority}:{queue}"   b  body     k  'o' operation, 'c' callback
+--   ts accepted, rd due, fa first attempt, fl given up: milliseconds, clock of Redis
+--   at attempts that ended    dc deliveries, the fencing token   cr crashes   ex exhaustions
+--   dk dedup digest           err last error (JSON)              hist attempts (JSON lines)
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function op_key(prefix, id)
+  return prefix .. 'op:' .. id
+end
+
+-- Wakes one idle worker that can take an operation of this kind ('s': needs a thread).
+local function wake(prefix, kind)
+  redis.call('ZADD', kind == 's' and prefix .. 'wake:sync' or prefix .. 'wake', 0, '0')
+end
+
+-- Makes a queue known, with its kind: 'a' async, 's' sync, 'm' both or unknown. Returns the kind on record.
+local function register_queue(prefix, queue, kind)
+  local known = redis.call('HGET', prefix .. 'registry', queue)
+  if known == kind or known == 'm' then return known end
+  if known then kind = 'm' end
+  redis.call('HSET', prefix .. 'registry', queue, kind)
+  redis.call('INCR', prefix .. 'registry:version')
+  return kind
+end
+
+-- True when this token is the latest one and still holds the lease.
+local function holds(prefix, id, token)
+  local h = redis.call('HMGET', op_key(prefix, id), 'st', 'dc')
+  return h[1] == 'leased' and h[2] == token
+end
+
+local function count(prefix, field, n)
+  if n ~= 0 then redis.call('HINCRBY', prefix .. 'metrics', field, n) end
+end
+
+-- A comma-separated list of counters, each increased by one.
+local function count_all(prefix, fields)
+  for field in string.gmatch(fields, '[^,]+') do count(prefix, field, 1) end
+end
+
+local function release_dedup(prefix, id, digest)
+  if digest and digest ~= '' then
+    local key = prefix .. 'dedup:' .. digest
+    if redis.call('GET', key) == id then redis.call('DEL', key) end
+  end
+end
+
+-- A callback is an operation of its own, born in the script that commits its parent's outcome.
+local function spawn_callback(prefix, now, id, queue, body)
+  if id == '' then return end
+  register_queue(prefix, queue, 'a')
+  redis.call('HSET', op_key(prefix, id), 'st', 'ready', 'q', queue, 'b', body, 'k', 'c', 'ts', now, 'rd', now)
+  redis.call('RPUSH', prefix .. queue, id)
+  count(prefix, 'callbacks_enqueued', 1)
+  wake(prefix, 'a')
+end
+
+-- Adds one record to the history of attempts, which stays below 32 KiB: the oldest go first.
+local function append_history(key, record)
+  if record == '' then return end
+  local history = redis.call('HGET', key, 'hist')
+  history = history and (history .. '\n' .. record) or record
+  while #history > 32768 do
+    local cut = string.find(history, '\n', 1, true)
+    if not cut then break end
+    history = string.sub(history, cut + 1)
+  end
+  redis.call('HSET', key, 'hist', history)
+end

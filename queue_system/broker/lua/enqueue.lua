@@ -1,0 +1,48 @@
+-- Accepts operations for one queue and priority, all or (on an error before the first write) none.
+-- KEYS  1 registry  2 registry:version  3 delayed  4 metrics  5 wake  6 wake:sync
+-- ARGV  1 prefix  2 "{priority}:{queue}"  3 kind a|s|m
+--       then for each: id, delay (ms), dedup digest or '', dedup window (ms), body
+-- Reply one string for each: 'q' queued | 's' scheduled | 'i' the id exists | 'd{holder}' duplicate of holder
+-- Cost  about 6 commands for each operation; at most 1,000 operations a call
+local prefix, queue, kind = ARGV[1], ARGV[2], ARGV[3]
+local now = now_ms()
+local reply, ready = {}, {}
+local accepted, duplicates = 0, 0
+kind = register_queue(prefix, queue, kind)
+for i = 4, #ARGV, 5 do
+  local id, delay, digest = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
+  local key = op_key(prefix, id)
+  local holder = digest ~= '' and redis.call('GET', prefix .. 'dedup:' .. digest)
+  if redis.call('EXISTS', key) == 1 then
+    reply[#reply + 1] = 'i'
+    duplicates = duplicates + 1
+  elseif holder then
+    reply[#reply + 1] = 'd' .. holder
+    duplicates = duplicates + 1
+  else
+    local due = now + delay
+    if digest ~= '' then
+      redis.call('HSET', key, 'st', delay > 0 and 'delayed' or 'ready', 'q', queue, 'b', ARGV[i + 4],
+        'ts', now, 'rd', due, 'dk', digest)
+      redis.call('SET', prefix .. 'dedup:' .. digest, id, 'PX', tonumber(ARGV[i + 3]) + delay)
+    else
+      redis.call('HSET', key, 'st', delay > 0 and 'delayed' or 'ready', 'q', queue, 'b', ARGV[i + 4],
+        'ts', now, 'rd', due)
+    end
+    if delay > 0 then
+      redis.call('ZADD', KEYS[3], due, id)
+      reply[#reply + 1] = 's'
+    else
+      ready[#ready + 1] = id
+      reply[#reply + 1] = 'q'
+    end
+    accepted = accepted + 1
+  end
+end
+if #ready > 0 then
+  redis.call('RPUSH', prefix .. queue, unpack(ready))
+  wake(prefix, kind)
+end
+count(prefix, 'enqueued', accepted)
+count(prefix, 'deduplicated', duplicates)
+return reply

@@ -1,0 +1,22 @@
+-- Gives an operation up: to the failures, or (not understood, not allowed) to the system errors.
+-- KEYS  1 leases  2 failures or system_errors  3 metrics  4 registry  5 registry:version  6 wake
+-- ARGV  1 prefix  2 id  3 token  4 state failed|system_error  5 attempts to add  6 counters, comma-separated
+--       7 error (JSON)  8 record of the attempt (JSON) or ''  9 retention (ms)
+--       10 callback id or ''  11 callback "{priority}:{queue}"  12 callback body  13 1 when sent again
+-- Reply 1 given up | 0 stale
+local prefix, id = ARGV[1], ARGV[2]
+if not holds(prefix, id, ARGV[3]) then
+  if ARGV[13] ~= '1' then count(prefix, 'stale_acks', 1) end
+  return 0
+end
+local key, now = op_key(prefix, id), now_ms()
+redis.call('ZREM', KEYS[1], id)
+redis.call('HSET', key, 'st', ARGV[4], 'err', ARGV[7], 'fl', now)
+if ARGV[5] ~= '0' then redis.call('HINCRBY', key, 'at', ARGV[5]) end
+append_history(key, ARGV[8])
+redis.call('ZADD', KEYS[2], now, id)
+redis.call('PEXPIRE', key, ARGV[9])
+release_dedup(prefix, id, redis.call('HGET', key, 'dk'))
+count_all(prefix, ARGV[6])
+spawn_callback(prefix, now, ARGV[10], ARGV[11], ARGV[12])
+return 1

@@ -1,0 +1,18 @@
+-- Gives an operation back without burning an attempt: to the head of its queue, or after a delay.
+-- KEYS  1 leases  2 delayed  3 registry
+-- ARGV  1 prefix  2 id  3 token  4 delay (ms, 0: at once)
+-- Reply 1 released | 0 stale
+local prefix, id, delay = ARGV[1], ARGV[2], tonumber(ARGV[4])
+if not holds(prefix, id, ARGV[3]) then return 0 end
+local key = op_key(prefix, id)
+redis.call('ZREM', KEYS[1], id)
+if delay > 0 then
+  redis.call('HSET', key, 'st', 'delayed')
+  redis.call('ZADD', KEYS[2], now_ms() + delay, id)
+else
+  local queue = redis.call('HGET', key, 'q')
+  redis.call('HSET', key, 'st', 'ready')
+  redis.call('LPUSH', prefix .. queue, id)
+  wake(prefix, redis.call('HGET', KEYS[3], queue))
+end
+return 1

@@ -1,0 +1,81 @@
+"""Errors of the client library, told in the package's own terms."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import redis.exceptions as rex
+
+from queue_system.errors import BrokerReplyError, BrokerUnavailableError, QueueError
+
+CLIENT_ERRORS: Final = (rex.RedisError, OSError)
+"""What a client raises when a command could not be carried out."""
+
+RETRYABLE: Final = frozenset({"connection", "timeout", "loading"})
+"""Kinds that often pass within a second; a full or read-only Redis does not."""
+
+_TRANSIENT_REPLIES: Final = {
+    "LOADING": "loading",
+    "READONLY": "readonly",
+    "OOM": "oom",
+    "MISCONF": "misconf",
+    "MASTERDOWN": "readonly",
+    "NOREPLICAS": "readonly",
+    "CLUSTERDOWN": "connection",
+    "TRYAGAIN": "connection",
+    "BUSY": "busy",
+    "UNBLOCKED": "readonly",
+}
+_ADVICE: Final = {
+    "connection": "is Redis running, and is the address right?",
+    "timeout": "Redis did not answer in time: is it reachable, is connection_timeout long enough?",
+    "auth": "check the user name and password in redis_url",
+    "oom": "Redis is out of memory: raise maxmemory or drain the queue; nothing was enqueued",
+    "readonly": "this Redis is a replica: point redis_url at the primary",
+    "misconf": "Redis cannot persist to disk and refuses writes: see its log",
+    "loading": "Redis is loading its data, try again in a moment",
+    "busy": "Redis is busy with a long script",
+}
+
+
+def translate(error: Exception, address: str) -> QueueError:
+    """The package's error for a client's; `address` is the server's, without its password."""
+    kind = error_kind(error)
+    if kind is None:
+        return BrokerReplyError(f"Redis at {address} refused a command: {error}")
+    return BrokerUnavailableError(
+        f"Redis at {address}: {_first_line(error)} ({_ADVICE.get(kind, 'unavailable')})",
+        kind=kind,
+        ambiguous=kind in ("connection", "timeout") and not _never_sent(error),
+    )
+
+
+def error_kind(error: Exception) -> str | None:
+    """One word for an error that is worth waiting out, or None for a refusal that would come again."""
+    if isinstance(error, rex.AuthenticationError | rex.AuthorizationError):
+        return "auth"
+    if isinstance(error, rex.BusyLoadingError):
+        return "loading"
+    if isinstance(error, rex.TimeoutError | TimeoutError):
+        return "timeout"
+    if isinstance(error, rex.ResponseError):
+        text = str(error)
+        return next((kind for word, kind in _TRANSIENT_REPLIES.items() if _says(text, error, word)), None)
+    return "connection"
+
+
+def _says(text: str, error: Exception, word: str) -> bool:
+    # The code stands in front, or (an error inside a script on Redis 6.2) after a dash within the text. redis-py
+    # strips some codes and says them with the class instead.
+    classes = {"READONLY": rex.ReadOnlyError, "OOM": rex.OutOfMemoryError}
+    return text.startswith(f"{word} ") or f"-{word} " in text or isinstance(error, classes.get(word, ()))
+
+
+def _never_sent(error: Exception) -> bool:
+    text = str(error)
+    return isinstance(error, ConnectionRefusedError) or "connecting to" in text or "Connection refused" in text
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    return text.splitlines()[0]
