@@ -1,0 +1,50 @@
+"""Queue System: a Redis-based queue whose worker is observable by design."""
+
+from queue_system.config import QueueConfig
+from queue_system.context import OperationContext
+from queue_system.errors import (
+    BrokerReplyError,
+    BrokerUnavailableError,
+    CircuitOpenError,
+    ConfigurationError,
+    DecodeError,
+    EntityTooLargeError,
+    ImportRefusedError,
+    InvalidOperationError,
+    QueueError,
+    SerializationError,
+    ThreadPoolExhaustedError,
+    UnresolvableFunctionError,
+    UnsupportedServerError,
+    WorkerStateError,
+)
+from queue_system.manager import AsyncQueueManager, QueueManager
+from queue_system.registry import processor
+from queue_system.retry import QueueRetryConfig
+from queue_system.worker import QueueWorker
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncQueueManager",
+    "BrokerReplyError",
+    "BrokerUnavailableError",
+    "CircuitOpenError",
+    "ConfigurationError",
+    "DecodeError",
+    "EntityTooLargeError",
+    "ImportRefusedError",
+    "InvalidOperationError",
+    "OperationContext",
+    "QueueConfig",
+    "QueueError",
+    "QueueManager",
+    "QueueRetryConfig",
+    "QueueWorker",
+    "SerializationError",
+    "ThreadPoolExhaustedError",
+    "UnresolvableFunctionError",
+    "UnsupportedServerError",
+    "WorkerStateError",
+    "processor",
+]

@@ -1,0 +1,307 @@
+"""How operations are made ready for Redis and what is answered about them: shared by both managers, without I/O.
+
+Each public step is a generator: it yields the calls to make and is sent their replies. `manager` drives it, once with a
+synchronous broker and once with an asynchronous one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import uuid
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeAlias, TypeVar
+
+from queue_system.broker.commands import MAX_ENQUEUE, Accepted, Call, NewOperation
+from queue_system.config import QueueConfig
+from queue_system.errors import InvalidOperationError, QueueError
+from queue_system.hooks import Enqueued, EnqueueFailed, EnqueueStarted
+from queue_system.keys import CALLBACK_QUEUE, check_priority, check_queue_name
+from queue_system.operation import WIRE_VERSION, encode_entity, encode_operation
+from queue_system.registry import Processor, reference_of
+from queue_system.retry import QueueRetryConfig
+from queue_system.summary import status_summary
+
+T = TypeVar("T")
+Steps: TypeAlias = Generator[list[Call[Any]], list[Any], T]
+FunctionOrName: TypeAlias = Callable[..., Any] | str
+
+
+class _Default(str):
+    """A default that can be told from the same text given by the caller: the latter wins over a processor's own."""
+
+    __slots__ = ()
+
+
+DEFAULT_PRIORITY: Final[str] = _Default("normal")
+
+_OPERATION_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_OPTIONS = frozenset({"delay", "deduplication_key", "deduplication_window"})
+
+
+class OperationFactory:
+    """The steps of enqueuing that need no connection. `QueueManager` and its asynchronous twin derive from it."""
+
+    def __init__(self, config: QueueConfig) -> None:
+        self.config = config
+
+    def _generate_operation_id(self) -> str:
+        """A unique id: 32 hexadecimal digits."""
+        return uuid.uuid4().hex
+
+    def _hash_entity(self, entity: dict[str, Any]) -> str:
+        """SHA-256 of the entity's JSON with sorted keys: equal for equal content, whatever the order of keys."""
+        return hashlib.sha256(encode_entity(entity, sort_keys=True)).hexdigest()
+
+    def _serialize_entity(self, entity: Any, default_serializer: Callable[[Any], Any] | None = None) -> str:
+        """The entity's JSON.
+
+        Args:
+            entity: a dict.
+            default_serializer: called with each value that has no JSON form; returns one that has.
+
+        Raises:
+            SerializationError: a value has no JSON form; says where it is.
+        """
+        return encode_entity(entity, default_serializer, max_depth=self.config.max_depth).decode()
+
+    def _new_operation(
+        self,
+        entity: dict[str, Any],
+        processor: FunctionOrName,
+        *,
+        queue_name: str | None = None,
+        priority: str = DEFAULT_PRIORITY,
+        operation_id: str | None = None,
+        retry_config: QueueRetryConfig | None = None,
+        on_success: FunctionOrName | None = None,
+        on_failure: FunctionOrName | None = None,
+        timeout: float | None = None,
+        deduplication_key: str | None = None,
+        delay: float = 0.0,
+        deduplicate: bool = False,
+        deduplication_window: float | None = None,
+    ) -> dict[str, Any]:
+        """Check every argument and put it into the form of an operation; registers functions given as such."""
+        known = self._processor(processor)
+        reference = reference_of(processor) if known is None else known.ref
+        queue = queue_name or (known and known.queue) or reference.name.rpartition(".")[2]
+        if isinstance(priority, _Default) and known is not None and known.priority is not None:
+            priority = known.priority
+        retry = retry_config or (known and known.retry_config) or None
+        if retry is not None and not isinstance(retry, QueueRetryConfig):
+            raise InvalidOperationError(f"retry_config must be a QueueRetryConfig, not {type(retry).__name__}")
+        if deduplicate and deduplication_key is None:
+            deduplication_key = self._hash_entity(entity)
+        operation: dict[str, Any] = {
+            "v": WIRE_VERSION,
+            "operation_id": self._generate_operation_id() if operation_id is None else _check_id(operation_id),
+            "processor": reference.name,
+            "processor_module": reference.module,
+            "queue": _check_user_queue(queue),
+            "priority": str(check_priority(priority)),
+            "entity": entity,
+            "delay": _check_seconds("delay", delay, zero=True),
+            "deduplication_key": _check_key(deduplication_key),
+            "deduplication_window": self.config.deduplication_window
+            if deduplication_window is None
+            else _check_seconds("deduplication_window", deduplication_window),
+        }
+        optional = {
+            "retry_config": None if retry is None else retry.to_dict(),
+            "timeout": _check_timeout(timeout if timeout is not None else known and known.timeout),
+            "on_success": self._callback_reference(on_success or (known and known.on_success) or None),
+            "on_failure": self._callback_reference(on_failure or (known and known.on_failure) or None),
+        }
+        return operation | {name: value for name, value in optional.items() if value is not None}
+
+    def _new_operations(
+        self, entities: Sequence[dict[str, Any]], processor: FunctionOrName, options: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """One operation for each entity; what they share is checked once."""
+        if isinstance(entities, Mapping | str | bytes) or not isinstance(entities, Sequence):
+            raise InvalidOperationError(f"entities must be a list of dicts, not {type(entities).__name__}")
+        if "operation_id" in options:
+            raise InvalidOperationError("operation_id cannot be given for a batch: each operation gets its own")
+        if not entities:
+            return []
+        first = self._new_operation(entities[0], processor, **options)
+        per_entity = options.get("deduplicate") and options.get("deduplication_key") is None
+        operations = [first]
+        for entity in entities[1:]:
+            operation = {**first, "operation_id": self._generate_operation_id(), "entity": entity}
+            if per_entity:
+                operation["deduplication_key"] = self._hash_entity(entity)
+            operations.append(operation)
+        return operations
+
+    def _enqueue_steps(
+        self,
+        operations: Sequence[dict[str, Any]],
+        custom_serializer: Callable[[Any], Any] | None,
+    ) -> Steps[list[dict[str, Any]]]:
+        """Encode operations of one queue and processor, send them in one round trip, tell what became of each."""
+        if not operations:
+            return []
+        first = operations[0]
+        queue, priority, kind = first["queue"], first["priority"], self._kind_of(first)
+        with self._observed(operations, queue, priority):
+            headers: dict[str, str] = {}
+            self.config.hooks.inject(headers)
+            encoded = [self._encode(operation, headers, custom_serializer) for operation in operations]
+            calls: list[Call[Any]] = [
+                self.config.commands.enqueue(queue, priority, kind, encoded[start : start + MAX_ENQUEUE])
+                for start in range(0, len(encoded), MAX_ENQUEUE)
+            ]
+            replies = yield calls
+        answers = [answer for reply in replies for answer in reply]
+        results = [
+            _result(operation, accepted, holder, kind)
+            for operation, (accepted, holder) in zip(operations, answers, strict=True)
+        ]
+        self._tell_enqueued(first, queue, priority, results)
+        return results
+
+    def _status_steps(self) -> Steps[dict[str, Any]]:
+        (status,) = yield [self.config.commands.status()]
+        return status_summary(status, self.config.keys)
+
+    def _purge_steps(self, queue_name: str, priority: str) -> Steps[int]:
+        queue, priority = check_queue_name(queue_name), check_priority(priority)
+        commands, total, cursor = self.config.commands, 0, 0
+        while True:
+            (taken,) = yield [commands.purge_ready(queue, priority)]
+            total += taken
+            if taken == 0:
+                break
+        while True:
+            ((cursor, taken),) = yield [commands.purge_delayed(queue, priority, cursor)]
+            total += taken
+            if cursor == 0:
+                return total
+
+    def _processor(self, processor: FunctionOrName) -> Processor | None:
+        """The registered processor; a function that is not registered yet is registered, plain and findable."""
+        registry = self.config.registry
+        if isinstance(processor, str):
+            return registry.find(*reference_of(processor))
+        if not callable(processor):
+            raise InvalidOperationError(f"a processor is a function or 'module:name', not {type(processor).__name__}")
+        known = registry.by_function(processor)
+        if known is None:
+            reference = reference_of(processor)
+            known = registry.register(processor, name=reference.name, module=reference.module)
+        return known
+
+    def _callback_reference(self, callback: FunctionOrName | None) -> tuple[str, str | None] | None:
+        if callback is None:
+            return None
+        if not isinstance(callback, str):
+            known = self.config.registry.by_function(callback)
+            if known is not None:
+                return tuple(known.ref)
+            self.config.register_callback(callback)
+        return tuple(reference_of(callback))
+
+    def _kind_of(self, operation: Mapping[str, Any]) -> str:
+        """``a`` async, ``s`` sync, ``m`` when this process does not know the function."""
+        known = self.config.registry.find(operation["processor"], operation["processor_module"])
+        if known is None:
+            return "m"
+        return "a" if known.is_async else "s"
+
+    def _encode(
+        self,
+        operation: Mapping[str, Any],
+        headers: dict[str, str],
+        custom_serializer: Callable[[Any], Any] | None,
+    ) -> NewOperation:
+        entity = self._serialize_entity(operation["entity"], custom_serializer).encode()
+        envelope = {name: value for name, value in operation.items() if name not in _OPTIONS}
+        if headers:
+            envelope["headers"] = headers
+        return NewOperation(
+            operation["operation_id"],
+            encode_operation(envelope, entity, max_bytes=self.config.max_operation_bytes),
+            operation["delay"],
+            operation["deduplication_key"],
+            operation["deduplication_window"],
+        )
+
+    @contextmanager
+    def _observed(self, operations: Sequence[dict[str, Any]], queue: str, priority: str) -> Iterator[None]:
+        first = operations[0]
+        single = len(operations) == 1
+        started = EnqueueStarted(
+            queue,
+            priority,
+            first["processor"],
+            len(operations),
+            first["operation_id"] if single else None,
+            first["delay"],
+        )
+        with self.config.hooks.enqueue_context(started):
+            try:
+                yield
+            except QueueError as error:
+                self.config.hooks.on_event(EnqueueFailed(queue, type(error).__name__))
+                raise
+
+    def _tell_enqueued(
+        self, first: Mapping[str, Any], queue: str, priority: str, results: Sequence[Mapping[str, Any]]
+    ) -> None:
+        accepted = tuple(result["operation_id"] for result in results if result["status"] != "duplicate")
+        self.config.hooks.on_event(
+            Enqueued(queue, priority, first["processor"], len(accepted), len(results) - len(accepted), accepted)
+        )
+
+
+def _result(operation: Mapping[str, Any], accepted: Accepted, holder: str, kind: str) -> dict[str, Any]:
+    """What `enqueue` returns for one operation."""
+    result = {
+        "operation_id": operation["operation_id"],
+        "status": "scheduled" if accepted is Accepted.SCHEDULED else "queued",
+        "queue": operation["queue"],
+        "priority": operation["priority"],
+        "processor": operation["processor"],
+        "is_async": {"a": True, "s": False}.get(kind),
+    }
+    if accepted is Accepted.DUPLICATE_ID:
+        result |= {"status": "duplicate", "reason": "operation_id", "duplicate_of": holder}
+    elif accepted is Accepted.DUPLICATE_KEY:
+        result |= {"status": "duplicate", "reason": "deduplication_key", "duplicate_of": holder}
+    return result
+
+
+def _check_id(operation_id: object) -> str:
+    if not isinstance(operation_id, str) or not _OPERATION_ID.fullmatch(operation_id):
+        raise InvalidOperationError(
+            f"bad operation_id {operation_id!r}: use 1 to 128 printable ASCII characters without spaces"
+        )
+    return operation_id
+
+
+def _check_user_queue(queue: object) -> str:
+    name = check_queue_name(queue)
+    if name == CALLBACK_QUEUE:
+        raise InvalidOperationError(f"the queue {CALLBACK_QUEUE!r} is for callbacks only: choose another name")
+    return name
+
+
+def _check_key(key: object) -> str | None:
+    if key is None or (isinstance(key, str) and key):
+        return key
+    raise InvalidOperationError(f"deduplication_key must be a non-empty string, got {key!r}")
+
+
+def _check_timeout(timeout: object) -> float | None:
+    return None if timeout is None else _check_seconds("timeout", timeout)
+
+
+def _check_seconds(name: str, value: object, *, zero: bool = False) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0 or (value == 0 and not zero):  # type: ignore[operator, arg-type]  # a number by then
+        raise InvalidOperationError(f"{name} must be {'0 or more' if zero else 'more than 0'} seconds, got {value!r}")
+    return float(value)  # type: ignore[arg-type]  # a number by then

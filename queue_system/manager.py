@@ -1,0 +1,270 @@
+"""`QueueManager` and `AsyncQueueManager`: the producer's side. Thin: the steps are in `enqueueing`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from queue_system.broker.aio import AsyncBroker
+from queue_system.config import QueueConfig
+from queue_system.enqueueing import DEFAULT_PRIORITY, FunctionOrName, OperationFactory, Steps, T
+from queue_system.errors import BrokerUnavailableError, QueueError
+from queue_system.retry import QueueRetryConfig
+from queue_system.utils import circuit_breaker, try_catch
+
+# What the package raises on purpose tells its story already; anything else is logged where it came up.
+_logged = try_catch(log=lambda error: not isinstance(error, QueueError))
+_guarded = circuit_breaker(breaker=lambda self: self.config.breaker, exceptions=(BrokerUnavailableError,))
+
+
+class QueueManager(OperationFactory):
+    """Enqueues operations. Thread-safe.
+
+    Args:
+        config: where to, and with what limits.
+    """
+
+    def __init__(self, config: QueueConfig) -> None:
+        super().__init__(config)
+
+    @_logged
+    def enqueue(
+        self,
+        entity: dict[str, Any],
+        processor: FunctionOrName,
+        queue_name: str | None = None,
+        priority: str = DEFAULT_PRIORITY,
+        operation_id: str | None = None,
+        retry_config: QueueRetryConfig | None = None,
+        on_success: FunctionOrName | None = None,
+        on_failure: FunctionOrName | None = None,
+        timeout: float | None = None,
+        deduplication_key: str | None = None,
+        custom_serializer: Callable[[Any], Any] | None = None,
+        *,
+        delay: float = 0.0,
+        deduplicate: bool = False,
+        deduplication_window: float | None = None,
+    ) -> dict[str, Any]:
+        """Enqueue one operation. What is not given comes from the function's `@processor(...)`, if it has one.
+
+        Args:
+            entity: a dict that has a JSON form; handed to the processor.
+            processor: a module-level function, sync or async, or its name as ``module:name``.
+            queue_name: the processor's name by default; matches ``[A-Za-z0-9_.-]{1,64}``.
+            priority: ``high``, ``normal`` or ``low``; strict: a lower one waits while a higher one is ready.
+            operation_id: yours, 1 to 128 printable characters, or None for a unique one. An id that is in the
+                queue already is not accepted again.
+            retry_config: when and how often to try again; by default 5 attempts with exponential backoff.
+            on_success: called with ``{"operation_id", "queue", "priority", "processor", "entity", "attempts",
+                "result"}``, where `result` is what the processor returned.
+            on_failure: called with the same, and ``"reason"`` and ``"error"`` (type, message) instead of `result`,
+                when the operation is given up.
+            timeout: seconds for one attempt of an async processor; by default the worker's `work_timeout`. A sync
+                processor has no time limit.
+            deduplication_key: an operation with the key of one that was accepted within the window is not accepted.
+            custom_serializer: called with each value of the entity that has no JSON form.
+            delay: seconds from now until it is ready.
+            deduplicate: use the entity's hash as the deduplication key.
+            deduplication_window: seconds from the due time; by default that of the configuration (1 hour). The key
+                is free again before that when the operation ends in failures or is purged.
+
+        Returns:
+            ``operation_id``, ``status`` (``queued``, ``scheduled`` or ``duplicate``), ``queue``, ``priority``,
+            ``processor``, and ``is_async`` (None when this process does not know the function). A duplicate has
+            ``reason`` (``operation_id`` or ``deduplication_key``) and ``duplicate_of``, the holder's id, too.
+
+        Raises:
+            InvalidOperationError: the operation cannot be enqueued as it is; the text says what to do.
+            ConfigurationError: a bad queue name or priority.
+            BrokerUnavailableError: Redis cannot serve now.
+        """
+        operation = self._new_operation(
+            entity,
+            processor,
+            queue_name=queue_name,
+            priority=priority,
+            operation_id=operation_id,
+            retry_config=retry_config,
+            on_success=on_success,
+            on_failure=on_failure,
+            timeout=timeout,
+            deduplication_key=deduplication_key,
+            delay=delay,
+            deduplicate=deduplicate,
+            deduplication_window=deduplication_window,
+        )
+        return self._queue_operation(operation, operation["queue"], operation["priority"], custom_serializer)
+
+    @_logged
+    def enqueue_batch(
+        self, entities: list[dict[str, Any]], processor: FunctionOrName, **kwargs: Any
+    ) -> list[dict[str, Any]]:
+        """Enqueue one operation for each entity, in one round trip.
+
+        Args:
+            entities: as for `enqueue`; an empty list is fine.
+            processor: as for `enqueue`.
+            **kwargs: those of `enqueue`, but for `operation_id`.
+
+        Returns:
+            One result for each entity, in their order, as `enqueue` returns it: duplicates are told one by one.
+
+        Raises:
+            QueueError: as `enqueue`. One bad entity refuses the whole batch, before anything is sent.
+        """
+        serializer = kwargs.pop("custom_serializer", None)
+        operations = self._new_operations(entities, processor, kwargs)
+        return self._drive(self._enqueue_steps(operations, serializer))
+
+    @_logged
+    @_guarded
+    def get_queue_status(self) -> dict[str, Any]:
+        """Counts of all known queues, what was given up, and metrics, all of one instant.
+
+        Returns:
+            ``{"queue:{priority}:{name}": ready, ..., "queue:failures", "queue:system_errors", "total_items",
+            "delayed", "in_flight", "metrics": {...}, "status_time"}``; see `summary.status_summary`.
+
+        Raises:
+            BrokerUnavailableError: Redis cannot serve now.
+        """
+        return self._drive(self._status_steps())
+
+    @_logged
+    def purge_queue(self, queue_name: str, priority: str = "normal") -> int:
+        """Discard everything that waits in a queue, ready or delayed, and say how many operations that were.
+
+        What is in flight goes on. The discarded are counted in the metric ``discarded``.
+
+        Raises:
+            ConfigurationError: a bad queue name or priority.
+            BrokerUnavailableError: Redis cannot serve now; what was discarded by then stays so.
+        """
+        return self._drive(self._purge_steps(queue_name, priority))
+
+    def close(self) -> None:
+        """Close the connections of the configuration."""
+        self.config.close()
+
+    @_logged
+    @_guarded
+    def _queue_operation(
+        self,
+        queue_data: dict[str, Any],
+        queue_name: str,
+        priority: str = "normal",
+        custom_serializer: Callable[[Any], Any] | None = None,
+    ) -> dict[str, Any]:
+        """Encode one operation, send it, and tell what became of it."""
+        steps = self._enqueue_steps([{**queue_data, "queue": queue_name, "priority": priority}], custom_serializer)
+        return self._drive(steps)[0]
+
+    def _drive(self, steps: Steps[T]) -> T:
+        try:
+            calls = next(steps)
+            while True:
+                try:
+                    replies = self.config.broker.run_many(calls)
+                except QueueError as error:
+                    calls = steps.throw(error)
+                else:
+                    calls = steps.send(replies)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+
+class AsyncQueueManager(OperationFactory):
+    """`QueueManager` for asyncio: the same methods, awaited. One for each event loop."""
+
+    def __init__(self, config: QueueConfig) -> None:
+        super().__init__(config)
+        self._broker: AsyncBroker | None = None
+
+    @_logged
+    async def enqueue(
+        self,
+        entity: dict[str, Any],
+        processor: FunctionOrName,
+        queue_name: str | None = None,
+        priority: str = DEFAULT_PRIORITY,
+        operation_id: str | None = None,
+        retry_config: QueueRetryConfig | None = None,
+        on_success: FunctionOrName | None = None,
+        on_failure: FunctionOrName | None = None,
+        timeout: float | None = None,
+        deduplication_key: str | None = None,
+        custom_serializer: Callable[[Any], Any] | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """See `QueueManager.enqueue`; `options` are its keyword-only arguments."""
+        operation = self._new_operation(
+            entity,
+            processor,
+            queue_name=queue_name,
+            priority=priority,
+            operation_id=operation_id,
+            retry_config=retry_config,
+            on_success=on_success,
+            on_failure=on_failure,
+            timeout=timeout,
+            deduplication_key=deduplication_key,
+            **options,
+        )
+        return await self._queue_operation(operation, operation["queue"], operation["priority"], custom_serializer)
+
+    @_logged
+    async def enqueue_batch(
+        self, entities: list[dict[str, Any]], processor: FunctionOrName, **kwargs: Any
+    ) -> list[dict[str, Any]]:
+        """See `QueueManager.enqueue_batch`."""
+        serializer = kwargs.pop("custom_serializer", None)
+        operations = self._new_operations(entities, processor, kwargs)
+        return await self._drive(self._enqueue_steps(operations, serializer))
+
+    @_logged
+    @_guarded
+    async def get_queue_status(self) -> dict[str, Any]:
+        """See `QueueManager.get_queue_status`."""
+        return await self._drive(self._status_steps())
+
+    @_logged
+    async def purge_queue(self, queue_name: str, priority: str = "normal") -> int:
+        """See `QueueManager.purge_queue`."""
+        return await self._drive(self._purge_steps(queue_name, priority))
+
+    async def close(self) -> None:
+        """Close the connections of this manager."""
+        if self._broker is not None:
+            await self._broker.close()
+        self._broker = None
+
+    @_logged
+    @_guarded
+    async def _queue_operation(
+        self,
+        queue_data: dict[str, Any],
+        queue_name: str,
+        priority: str = "normal",
+        custom_serializer: Callable[[Any], Any] | None = None,
+    ) -> dict[str, Any]:
+        """See `QueueManager._queue_operation`."""
+        steps = self._enqueue_steps([{**queue_data, "queue": queue_name, "priority": priority}], custom_serializer)
+        return (await self._drive(steps))[0]
+
+    async def _drive(self, steps: Steps[T]) -> T:
+        if self._broker is None:
+            self._broker = self.config.new_async_broker(tries=self.config.max_connection_retries)
+        try:
+            calls = next(steps)
+            while True:
+                try:
+                    replies = await self._broker.run_all(calls)
+                except QueueError as error:
+                    calls = steps.throw(error)
+                else:
+                    calls = steps.send(replies)
+        except StopIteration as done:
+            result: T = done.value
+            return result

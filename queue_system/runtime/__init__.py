@@ -1,0 +1,1 @@
+"""What a worker is made of. `worker.QueueWorker` composes it; nothing here knows the worker."""

@@ -1,0 +1,256 @@
+"""The attempts that are going on in a worker: what is known of each, and how one is brought to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from queue_system.errors import ConfigurationError, DecodeError
+from queue_system.hooks import AttemptFinished, AttemptStarted, Hooks, OperationInfo
+from queue_system.operation import KIND_OPERATION, Operation
+from queue_system.outcome import (
+    CANCELLED,
+    POOL_EXHAUSTED,
+    TIMEOUT,
+    ErrorInfo,
+    Failure,
+    Outcome,
+    Reject,
+    Requeue,
+    Retry,
+    Success,
+)
+from queue_system.retry import QueueRetryConfig
+from queue_system.runtime.callbacks import callback_for
+from queue_system.runtime.finish import Outbox, Settlement
+from queue_system.runtime.incident import attempt_record
+from queue_system.runtime.intake import Claim
+
+DEFAULT_RETRY: Final = QueueRetryConfig()
+NO_ERROR: Final = ErrorInfo("", "")
+
+_NEXT: Final = {Success: "done", Retry: "retry", Failure: "failed", Requeue: "requeue", Reject: "rejected"}
+_OUTCOMES: Final = {TIMEOUT: "timeout", CANCELLED: "cancelled", POOL_EXHAUSTED: "exhausted"}
+
+
+class Attempt:
+    """One attempt. `task` runs an async processor; `cancelled_for` says why it was cancelled from outside."""
+
+    __slots__ = (
+        "cancelled_for", "cause", "claim", "error", "info", "item", "retry", "started", "started_at", "submitted",
+        "task", "wait",
+    )  # fmt: skip
+
+    def __init__(self, item: Operation, claim: Claim | None, info: OperationInfo, now: float) -> None:
+        self.item = item
+        self.claim = claim
+        self.info = info
+        self.retry = _retry_of(item)
+        self.error = NO_ERROR
+        self.cause = ""
+        self.submitted = time.monotonic()
+        self.task: asyncio.Task[Any] | None = None
+        self.cancelled_for = ""
+        self.begin(now)
+
+    def begin(self, now: float) -> None:
+        """The processor is called now; `now` is on the clock of Redis."""
+        self.started = time.monotonic()
+        self.started_at = now
+        self.wait = max(0.0, now - self.item.get("ready_at", now))
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Id and fencing token: the same operation may, after a lost lease, be here twice."""
+        return self.item["operation_id"], self.item.get("delivery", 0)
+
+    @property
+    def started_event(self) -> AttemptStarted:
+        """The event of its start."""
+        return AttemptStarted(self.info, self.wait)
+
+    @property
+    def number(self) -> int:
+        """1 for the first attempt."""
+        return self.item.get("attempts", 0) + 1
+
+
+class Attempts:
+    """All attempts of a worker.
+
+    Args:
+        worker_id: for the history of operations.
+        hooks: told how attempts end.
+        outbox: takes the outcomes.
+        clock: the clock of Redis, in seconds.
+        max_bytes: limit of a callback's size.
+        max_depth: limit of a callback's nesting.
+        on_outcome: called when an outcome waits in the outbox.
+    """
+
+    def __init__(
+        self,
+        worker_id: str,
+        hooks: Hooks,
+        outbox: Outbox,
+        *,
+        clock: Callable[[], float],
+        max_bytes: int,
+        max_depth: int,
+        on_outcome: Callable[[], None],
+    ) -> None:
+        self._worker_id = worker_id
+        self._hooks = hooks
+        self._outbox = outbox
+        self._clock = clock
+        self._max_bytes = max_bytes
+        self._max_depth = max_depth
+        self._on_outcome = on_outcome
+        self._running: dict[tuple[str, int], Attempt] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def all(self) -> list[Attempt]:
+        """Those that are going on."""
+        return list(self._running.values())
+
+    def open(self, item: Operation, claim: Claim, *, is_async: bool) -> Attempt:
+        """Start the account of an attempt.
+
+        Raises:
+            DecodeError: its retry configuration is none.
+        """
+        attempt = self._new(item, claim, is_async=is_async)
+        self._running[attempt.key] = attempt
+        return attempt
+
+    @contextmanager
+    def closing(self, attempt: Attempt) -> Iterator[None]:
+        """End the account of an attempt, unless it was handed over to the pool's own task meanwhile."""
+        task = attempt.task
+        try:
+            yield
+        finally:
+            handed_over = attempt.claim is not None and attempt.claim.handed_over and task is None
+            if not handed_over:
+                self._running.pop(attempt.key, None)
+
+    def of(self, item: Operation) -> Attempt:
+        """The attempt of an operation as claimed; a new account for one that is not known."""
+        key = item["operation_id"], item.get("delivery", 0)
+        return self._running.get(key) or self._new(item, None, is_async=bool(item.get("is_async", True)))
+
+    def find(self, operation_id: str, token: int) -> Attempt | None:
+        """The attempt of that id and token, if it is going on."""
+        return self._running.get((operation_id, token))
+
+    def finish(self, attempt: Attempt, outcome: Outcome) -> bool:
+        """Send the outcome on its way; true when the operation ended well."""
+        ended = self._clock()
+        self._tell(attempt, outcome)
+        headers: dict[str, str] = {}
+        if not isinstance(outcome, Requeue):
+            self._hooks.inject(headers)
+        settlement = Settlement(
+            *attempt.key,
+            outcome,
+            attempt.info,
+            record=self._record(attempt, outcome, ended, headers),
+            callback=callback_for(attempt.item, outcome, headers, max_bytes=self._max_bytes, max_depth=self._max_depth),
+            age=max(0.0, ended - attempt.item.get("ready_at", ended)),
+        )
+        if attempt.claim is not None:
+            if attempt.claim.settled:  # given back by a stop that would not wait any longer
+                return False
+            attempt.claim.settled = True
+        self._outbox.put(settlement)
+        self._on_outcome()
+        return isinstance(outcome, Success)
+
+    def release(self, claim: Claim, reason: str, *, delay: float = 0.0) -> None:
+        """Give back a claim of which there is no account, without burning an attempt."""
+        if not claim.settled:
+            self._settle_raw(claim, Requeue(delay, reason))
+
+    def reject(self, claim: Claim, error: ErrorInfo) -> None:
+        """Send a claim that could not even be understood to the system errors; Redis still has its raw bytes."""
+        if not claim.settled:
+            self._settle_raw(claim, Reject(error.type, error))
+
+    def _settle_raw(self, claim: Claim, outcome: Requeue | Reject) -> None:
+        delivery = claim.delivery
+        priority, _, queue = delivery.ready_key.rpartition(":")
+        info = OperationInfo(
+            delivery.operation_id, queue, priority.rpartition(":")[2], "unknown", KIND_OPERATION,
+            is_async=not claim.sync, attempt=delivery.attempts + 1, headers={},
+        )  # fmt: skip
+        self._outbox.put(Settlement(delivery.operation_id, delivery.token, outcome, info))
+        claim.settled = True
+        self._on_outcome()
+
+    def _new(self, item: Operation, claim: Claim | None, *, is_async: bool) -> Attempt:
+        info = OperationInfo(
+            item["operation_id"],
+            item["queue"],
+            item["priority"],
+            item["processor"],
+            item.get("kind", KIND_OPERATION),
+            is_async,
+            item.get("attempts", 0) + 1,
+            item.get("headers", {}),
+        )
+        return Attempt(item, claim, info, self._clock())
+
+    def _tell(self, attempt: Attempt, outcome: Outcome) -> None:
+        error = outcome.error if isinstance(outcome, Retry | Failure | Reject) else NO_ERROR
+        self._hooks.on_event(
+            AttemptFinished(
+                attempt.info,
+                _attempt_outcome(outcome),
+                time.monotonic() - attempt.started,
+                _NEXT[type(outcome)],
+                outcome.delay if isinstance(outcome, Retry | Requeue) else 0.0,
+                error.type,
+                error.message,
+                "" if isinstance(outcome, Success) else outcome.reason,
+            )
+        )
+
+    def _record(self, attempt: Attempt, outcome: Outcome, ended: float, headers: dict[str, str]) -> bytes:
+        attempted = isinstance(outcome, Retry) or (isinstance(outcome, Failure) and outcome.attempted)
+        if not attempted:
+            return b""
+        return attempt_record(
+            attempt=attempt.number,
+            worker=self._worker_id,
+            started=attempt.started_at,
+            ended=ended,
+            reason=outcome.reason if isinstance(outcome, Retry) else outcome.cause,  # type: ignore[union-attr]  # a Failure
+            error=outcome.error,  # type: ignore[union-attr]  # a Retry or a Failure
+            headers=headers,
+        )
+
+
+def _attempt_outcome(outcome: Outcome) -> str:
+    """How the attempt itself ended: the label of ``attempts_total``. Empty when there was none."""
+    if isinstance(outcome, Success):
+        return "success"
+    if isinstance(outcome, Retry):
+        return _OUTCOMES.get(outcome.reason, "error")
+    if isinstance(outcome, Failure) and outcome.attempted:
+        return _OUTCOMES.get(outcome.cause, "error")
+    return ""
+
+
+def _retry_of(item: Operation) -> QueueRetryConfig:
+    stored = item.get("retry_config")
+    if stored is None:
+        return DEFAULT_RETRY
+    try:
+        return QueueRetryConfig.from_dict(stored)
+    except ConfigurationError as error:
+        raise DecodeError(f"bad retry configuration: {error}", b"") from error

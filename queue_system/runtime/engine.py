@@ -1,0 +1,291 @@
+"""What a worker consists of, how it starts, and the one place where the order of its stopping is written."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from queue_system.broker.aio import AsyncBroker
+from queue_system.broker.commands import Commands, Delivery
+from queue_system.errors import BrokerUnavailableError, QueueError
+from queue_system.hooks import BrokerError, Hooks, LeaseLost, WorkerTaskFailed
+from queue_system.runtime.attempts import Attempt, Attempts
+from queue_system.runtime.fetch import MAX_BLOCK, Fetcher
+from queue_system.runtime.finish import Outbox
+from queue_system.runtime.intake import Claim, Intake
+from queue_system.runtime.lease import Broker, LeaseKeeper
+from queue_system.runtime.loops import SupervisedLoop
+from queue_system.runtime.pool import ThreadPool
+from queue_system.runtime.reaper import Reaper
+from queue_system.utils import CircuitBreaker
+
+BEAT_INTERVAL: Final = 0.5
+CANCEL_GRACE: Final = 1.0
+"""Seconds for cancelled processors to clean up, after the grace of a stop is over."""
+
+CALLBACK_THREADS: Final = 4
+
+SHUTDOWN: Final = "shutdown"
+LEASE_LOST: Final = "lease_lost"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """The numbers of a worker; see `QueueWorker`. Times in seconds."""
+
+    worker_id: str
+    max_workers: int
+    thread_pool_size: int
+    lease: float
+    max_crashes: int
+    stall_limit: float
+    done_ttl: float
+    retention: float
+    max_bytes: int
+    max_depth: int
+    queues: frozenset[str] | None = None
+
+    @property
+    def reap_interval(self) -> float:
+        """A fifth of the lease, from 1 to 5 s: a crash is noticed soon, and an idle worker asks little."""
+        return min(max(self.lease / 5, 1.0), 5.0)
+
+
+class Engine:
+    """Composes a worker's parts. Made on the event loop that will run it.
+
+    Args:
+        settings: its numbers.
+        commands: builds calls.
+        hooks: told what happens.
+        breaker: opens while Redis is away.
+        new_broker: makes a broker for asyncio whose commands take at most so many seconds.
+        new_sync_broker: makes the lease thread's broker.
+        worker_loop: the loop of one worker task, given its number. The last number is that of the dispatcher, which
+            hands sync operations to the pool.
+        on_quarantine: given each operation over which too many workers have died.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        *,
+        commands: Commands,
+        hooks: Hooks,
+        breaker: CircuitBreaker,
+        new_broker: Callable[[float], AsyncBroker],
+        new_sync_broker: Callable[[], Broker],
+        command_timeout: float,
+        worker_loop: Callable[[int], Awaitable[None]],
+        on_quarantine: Callable[[Claim], None],
+    ) -> None:
+        self.settings = settings
+        self._hooks = hooks
+        self._on_quarantine = on_quarantine
+        self._loop = asyncio.get_running_loop()
+        self._broker = new_broker(command_timeout)
+        self._waiter = new_broker(MAX_BLOCK + command_timeout)
+        self.pool = ThreadPool(settings.thread_pool_size, on_capacity=self._changed)
+        self.intake = Intake(settings.max_workers, lambda: self.pool.limit, self._changed)
+        self.callback_pool = ThreadPool(CALLBACK_THREADS, name="queue-system-callbacks")
+        self._drained = asyncio.Event()
+        self._last_account = (0.0, 0.0)
+        self.leases = LeaseKeeper(
+            new_sync_broker,
+            commands,
+            lease=settings.lease,
+            worker_id=settings.worker_id,
+            describe=self._describe,
+            on_lost=lambda operation_id, token: self._on_loop(self._lease_lost, operation_id, token),
+            on_error=lambda error: self._on_loop(self._lease_error, error),
+            stall_limit=settings.stall_limit,
+        )
+        self.outbox = Outbox(
+            commands,
+            hooks,
+            done_ttl=settings.done_ttl,
+            retention=settings.retention,
+            on_settled=self.leases.remove,
+            on_refused=lambda error: hooks.on_event(WorkerTaskFailed("outbox", str(error))),
+        )
+        self.fetcher = Fetcher(
+            self._broker,
+            self._waiter,
+            commands,
+            self.outbox,
+            free_slots=self.intake.free,
+            on_claimed=self._claimed,
+            hooks=hooks,
+            breaker=breaker,
+            lease=settings.lease,
+            retention=settings.retention,
+            queues=settings.queues,
+        )
+        self.attempts = Attempts(
+            settings.worker_id,
+            hooks,
+            self.outbox,
+            clock=self.fetcher.server_time,
+            max_bytes=settings.max_bytes,
+            max_depth=settings.max_depth,
+            on_outcome=self.fetcher.notify,
+        )
+        reaper = Reaper(
+            self._broker,
+            commands,
+            lease=settings.lease,
+            interval=settings.reap_interval,
+            max_crashes=settings.max_crashes,
+            retention=settings.retention,
+            on_quarantine=self._quarantine,
+            hooks=hooks,
+        )
+        self._service_loops = self._supervised(
+            ("beat", self._beat),
+            ("fetch", self.fetcher.run),
+            ("wait", self.fetcher.wait_for_work),
+            ("reap", reaper.run),
+        )
+        self.worker_loops = self._supervised(
+            *(
+                (f"worker-{number}", functools.partial(worker_loop, number))
+                for number in range(settings.max_workers + 1)
+            )
+        )
+
+    @property
+    def dispatcher(self) -> int:
+        """The number of the worker task that hands sync operations to the pool."""
+        return self.settings.max_workers
+
+    def start(self) -> None:
+        """Start everything."""
+        self.leases.start()
+        for loop in (*self._service_loops, *self.worker_loops):
+            loop.start()
+
+    async def stop(self, grace: float) -> None:
+        """Drain for at most `grace` seconds, give back the rest, end everything.
+
+        The order: claim no more; give back what no task has taken; let the rest finish; cancel what has not, and
+        give it back; write the last outcomes; only then end renewal, so that no lease runs out on the way.
+        """
+        self.fetcher.stop_claiming()
+        for claim in self.intake.drain():
+            self.attempts.release(claim, SHUTDOWN)
+            self.intake.done(claim)
+        await self._wait_until_drained(grace)
+        await self._cancel_running()
+        await self.fetcher.flush(CANCEL_GRACE)
+        for loop in (*self.worker_loops, *self._service_loops):
+            await loop.stop()
+        await self.fetcher.flush(CANCEL_GRACE)
+        await asyncio.to_thread(self.leases.stop)
+        self.pool.shutdown()
+        self.callback_pool.shutdown()
+        await self._waiter.close()
+        await self._broker.close()
+
+    def done(self, claim: Claim) -> None:
+        """A claim's task is through with it: free its slot. Without an outcome its lease is let go, and runs out."""
+        self.intake.done(claim)
+        if not claim.settled:
+            self.leases.remove(claim.delivery.operation_id, claim.delivery.token)
+
+    def hand_over(self, attempt: Attempt) -> None:
+        """The attempt goes to the pool: its slot is one of the pool's, and `slot_of` frees it."""
+        if attempt.claim is not None:
+            attempt.claim.handed_over = True
+            self.intake.switch(attempt.claim, sync=True)
+
+    def reroute(self, claim: Claim) -> bool:
+        """An async operation came on the lane of sync ones: hand it to the worker tasks."""
+        claim.handed_over = True
+        self.intake.switch(claim, sync=False)
+        self.intake.requeue(claim)
+        return True
+
+    @contextmanager
+    def slot_of(self, attempt: Attempt) -> Iterator[None]:
+        """Free the slot of an attempt that was handed over when it ends."""
+        try:
+            yield
+        finally:
+            if attempt.claim is not None:
+                self.done(attempt.claim)
+
+    def _supervised(self, *loops: tuple[str, Callable[[], Awaitable[None]]]) -> list[SupervisedLoop]:
+        return [SupervisedLoop(name, run, self._loop_failed) for name, run in loops]
+
+    def _claimed(self, deliveries: Sequence[tuple[Delivery, str]]) -> None:
+        for delivery, kind in deliveries:
+            self.leases.add(delivery.operation_id, delivery.token)
+            self.intake.put(Claim(delivery, sync=kind == "s"))
+
+    def _quarantine(self, delivery: Delivery) -> None:
+        self.leases.add(delivery.operation_id, delivery.token)
+        self._on_quarantine(Claim(delivery, sync=False))
+
+    def _changed(self) -> None:
+        if self.intake.held == 0:
+            self._drained.set()
+        self.fetcher.notify()
+
+    async def _wait_until_drained(self, timeout: float) -> None:
+        self._drained.clear()
+        if self.intake.held:
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._drained.wait()
+            except TimeoutError:
+                return
+
+    async def _cancel_running(self) -> None:
+        running = self.attempts.all()
+        for attempt in running:
+            attempt.cancelled_for = attempt.cancelled_for or SHUTDOWN
+            if attempt.task is not None:
+                attempt.task.cancel()
+        if running:
+            await self._wait_until_drained(CANCEL_GRACE)
+        for attempt in self.attempts.all():  # neither ended nor heeded its cancellation
+            if attempt.claim is not None:
+                self.attempts.release(attempt.claim, SHUTDOWN)
+
+    async def _beat(self) -> None:
+        while True:
+            self.leases.beat()
+            await asyncio.sleep(BEAT_INTERVAL)
+
+    def _describe(self) -> dict[str, str]:
+        """The heartbeat's fields: the pool's size, and the share of it that was busy since the last one."""
+        stats = self.pool.stats()
+        busy, capacity = stats.busy_seconds - self._last_account[0], stats.capacity_seconds - self._last_account[1]
+        self._last_account = (stats.busy_seconds, stats.capacity_seconds)
+        share = min(1.0, busy / capacity) if capacity > 0 else 0.0
+        return {"threads": str(stats.size), "utilization": f"{share:.4f}", "held": str(self.intake.held)}
+
+    def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            return  # the loop is closed: there is nothing left to cancel or to tell
+
+    def _lease_lost(self, operation_id: str, token: int) -> None:
+        self.leases.remove(operation_id, token)
+        self._hooks.on_event(LeaseLost(operation_id))
+        attempt = self.attempts.find(operation_id, token)
+        if attempt is not None and attempt.info.is_async and attempt.task is not None:
+            attempt.cancelled_for = LEASE_LOST
+            attempt.task.cancel()
+
+    def _lease_error(self, error: QueueError) -> None:
+        kind = error.kind if isinstance(error, BrokerUnavailableError) else "refused"
+        self._hooks.on_event(BrokerError("renew", kind))
+
+    def _loop_failed(self, name: str, error: Exception) -> None:
+        self._hooks.on_event(WorkerTaskFailed(name, f"{type(error).__name__}: {error}"))

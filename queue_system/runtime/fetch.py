@@ -1,0 +1,288 @@
+"""The claim loop: one round trip writes what has ended and claims what comes next.
+
+It claims no more than there are free slots for, so priorities stay strict and nothing waits in a worker that another
+one could run. While there is nothing to claim, a second task blocks on the wake-up markers, on a connection of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from queue_system.broker.aio import AsyncBroker
+from queue_system.broker.commands import Call, Claimed, Commands, Delivery, ReadyQueue
+from queue_system.errors import BrokerUnavailableError, QueueError
+from queue_system.hooks import BrokerCall, BrokerError, Hooks
+from queue_system.keys import PRIORITIES
+from queue_system.runtime.finish import Outbox, Settlement
+from queue_system.utils import CircuitBreaker
+
+MAX_BLOCK: Final = 2.0
+"""Seconds that a blocking read lasts at most: a marker can die with a connection, so every worker looks by itself."""
+
+FUTILE_PAUSE: Final = 0.05
+"""Seconds without claiming after a claim that found work which this worker may not take."""
+
+MAX_BACKOFF: Final = 2.0
+
+
+@dataclass(slots=True)
+class Slots:
+    """How many operations may be claimed now."""
+
+    for_async: int
+    for_sync: int
+
+    def __bool__(self) -> bool:
+        return self.for_async > 0 or self.for_sync > 0
+
+
+class Fetcher:
+    """Claims operations, and writes outcomes.
+
+    Args:
+        broker: for claims and outcomes.
+        waiter: another broker, whose connections may block for `MAX_BLOCK`.
+        commands: builds the calls.
+        outbox: what has ended.
+        free_slots: asked before each claim.
+        on_claimed: given the deliveries, each with the kind of its queue.
+        hooks: told of round trips and errors.
+        breaker: opens while Redis is away.
+        lease: seconds.
+        retention: seconds for which system errors are kept.
+        queues: the names of the only queues to serve, or None for all.
+    """
+
+    def __init__(
+        self,
+        broker: AsyncBroker,
+        waiter: AsyncBroker,
+        commands: Commands,
+        outbox: Outbox,
+        *,
+        free_slots: Callable[[], Slots],
+        on_claimed: Callable[[Sequence[tuple[Delivery, str]]], None],
+        hooks: Hooks,
+        breaker: CircuitBreaker,
+        lease: float,
+        retention: float,
+        queues: frozenset[str] | None = None,
+    ) -> None:
+        self._broker = broker
+        self._waiter = waiter
+        self._commands = commands
+        self._outbox = outbox
+        self._free_slots = free_slots
+        self._on_claimed = on_claimed
+        self._hooks = hooks
+        self._breaker = breaker
+        self._lease = lease
+        self._retention = retention
+        self._only = queues
+        self._queues: list[ReadyQueue] = []
+        self._kinds: dict[str, str] = {}
+        self._version = ""
+        self._turn_number = 0
+        self._next_due: float | None = None
+        self._accepting = True
+        self._maybe_async = self._maybe_sync = True  # there may be ready operations of this kind
+        self._event = asyncio.Event()
+        self._may_wait = asyncio.Event()
+        self._turning = asyncio.Lock()
+        self.now = 0.0
+        self._now_at = 0.0
+        self.last_turn = time.monotonic()
+
+    def notify(self) -> None:
+        """An outcome was put, or a slot became free."""
+        self._event.set()
+
+    def stop_claiming(self) -> None:
+        """From now on outcomes are written and nothing is claimed."""
+        self._accepting = False
+        self._may_wait.clear()
+
+    def server_time(self) -> float:
+        """The clock of Redis, in seconds, as far as it is known here: the last reply's plus the time since."""
+        return self.now + (time.monotonic() - self._now_at) if self.now else time.time()
+
+    async def run(self) -> None:
+        """Turn until cancelled."""
+        backoff = 0.1
+        self._event.set()
+        while True:
+            await self._event.wait()
+            self._event.clear()
+            try:
+                await self.turn()
+            except BrokerUnavailableError:
+                await asyncio.sleep(backoff)
+                backoff = min(2 * backoff, MAX_BACKOFF)
+                self._event.set()
+            else:
+                backoff = 0.1
+
+    async def wait_for_work(self) -> None:
+        """Block on the wake-up markers whenever there is nothing to claim; until cancelled."""
+        while True:
+            await self._may_wait.wait()
+            slots = self._free_slots()
+            if not slots:
+                self._may_wait.clear()
+                continue
+            timeout = MAX_BLOCK if self._next_due is None else min(self._next_due, MAX_BLOCK)
+            wait = self._commands.wait(for_async=slots.for_async > 0, for_sync=slots.for_sync > 0, timeout=timeout)
+            try:
+                marker = await self._waiter.run(wait)
+            except BrokerUnavailableError:
+                await asyncio.sleep(FUTILE_PAUSE)
+                marker = None
+            await self._woken(marker)
+
+    async def turn(self) -> None:
+        """One round trip: write outcomes, claim what there is a slot for."""
+        async with self._turning:
+            batch = self._outbox.take()
+            claim = self._claim(piggyback=bool(batch))
+            parts = self._outbox.calls(batch)
+            calls = [call for call, _ in parts] + ([claim] if claim is not None else [])
+            if not calls:
+                return
+            replies = await self._send(calls, batch)
+            for (_, part), reply in zip(parts, replies, strict=False):
+                self._outbox.settle(part, reply)
+            if claim is not None:
+                self._claimed(replies[-1])
+            failed = next((reply for reply in replies if isinstance(reply, BrokerUnavailableError)), None)
+            if failed is not None:
+                self._failed(failed)
+                raise failed
+            self._breaker.record_success()
+        if len(self._outbox):
+            self._event.set()
+
+    async def flush(self, timeout: float) -> None:
+        """Write all outcomes, trying for at most `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while len(self._outbox) and time.monotonic() < deadline:
+            try:
+                await self.turn()
+            except BrokerUnavailableError:
+                await asyncio.sleep(0.1)
+
+    def _claim(self, *, piggyback: bool) -> Call[Claimed] | None:
+        if not self._accepting:
+            return None
+        slots = self._free_slots()
+        wanted = (slots.for_async > 0 and self._maybe_async) or (slots.for_sync > 0 and self._maybe_sync)
+        if not slots or not (wanted or piggyback):
+            self._may_wait.set()
+            return None
+        return self._commands.claim(
+            self._in_turn(),
+            async_slots=slots.for_async,
+            sync_slots=slots.for_sync,
+            lease=self._lease,
+            registry_version=self._version,
+            retention=self._retention,
+        )
+
+    def _in_turn(self) -> list[ReadyQueue]:
+        """The queues in the order of dispatch. Those of one priority take turns in being the first."""
+        self._turn_number += 1
+        ordered: list[ReadyQueue] = []
+        for priority in PRIORITIES:
+            same = [queue for queue in self._queues if queue.priority == priority]
+            first = self._turn_number % len(same) if same else 0
+            ordered += same[first:] + same[:first]
+        return ordered
+
+    async def _send(self, calls: Sequence[Call[Any]], batch: Sequence[Settlement]) -> list[Any | QueueError]:
+        began = time.monotonic()
+        try:
+            replies = await self._broker.run_many(calls)
+        except BrokerUnavailableError as error:
+            self._outbox.put_back(batch, ambiguous=error.ambiguous)
+            self._failed(error)
+            raise
+        except asyncio.CancelledError:
+            self._outbox.put_back(batch, ambiguous=True)
+            raise
+        self.last_turn = time.monotonic()
+        self._hooks.on_event(BrokerCall("claim" if calls[-1].name == "claim" else "settle", self.last_turn - began))
+        return replies
+
+    def _failed(self, error: BrokerUnavailableError) -> None:
+        self._breaker.record_failure()
+        self._hooks.on_event(BrokerError("turn", error.kind))
+
+    def _claimed(self, reply: Claimed | QueueError) -> None:
+        if isinstance(reply, BrokerUnavailableError):
+            return
+        if isinstance(reply, QueueError):
+            raise reply
+        self.now, self._now_at = reply.now, time.monotonic()
+        self._next_due = reply.next_due
+        if reply.registry is not None:
+            self._learn(reply)
+            return
+        self._maybe_async, self._maybe_sync = reply.more_async, reply.more_sync
+        if reply.deliveries:
+            self._on_claimed([(delivery, self._kinds[delivery.ready_key]) for delivery in reply.deliveries])
+        slots = self._free_slots()
+        if (self._maybe_async and slots.for_async > 0) or (self._maybe_sync and slots.for_sync > 0):
+            if reply.deliveries:
+                self._event.set()
+            else:
+                self._pause()
+        else:
+            self._may_wait.set()
+
+    def _learn(self, reply: Claimed) -> None:
+        """The registry has changed: take it over, and claim again with all queues."""
+        self._version = reply.registry_version
+        only = self._only
+        self._queues = [queue for queue in reply.registry or () if only is None or queue.queue in only]
+        self._kinds = {queue.key: queue.kind for queue in self._queues} | {
+            key: kind for key, kind in self._kinds.items() if key not in {queue.key for queue in self._queues}
+        }
+        if reply.deliveries:
+            self._on_claimed([(delivery, self._kinds[delivery.ready_key]) for delivery in reply.deliveries])
+        self._maybe_async = self._maybe_sync = True
+        self._event.set()
+
+    def _pause(self) -> None:
+        """There is work that must not be taken now (its kind has no free slot): look again in a moment."""
+        self._maybe_async = self._maybe_sync = False
+        self._may_wait.clear()
+        asyncio.get_running_loop().call_later(FUTILE_PAUSE, self._look_again)
+
+    def _look_again(self) -> None:
+        self._maybe_async = self._maybe_sync = True
+        self._event.set()
+
+    async def _woken(self, marker: str | None) -> None:
+        self._may_wait.clear()
+        slots = self._free_slots()
+        taken_in_vain = marker is not None and not (slots.for_sync if marker == "sync" else slots.for_async)
+        if taken_in_vain and self._accepting:
+            await self._give_back(sync=marker == "sync")
+            self._may_wait.set()
+            return
+        if not self._accepting:
+            if marker is not None:
+                await self._give_back(sync=marker == "sync")
+            return
+        self._maybe_async = self._maybe_sync = True
+        self._event.set()
+
+    async def _give_back(self, *, sync: bool) -> None:
+        """The marker was for a worker that has a free slot: this one has lost its own in the meantime."""
+        try:
+            await self._broker.run(self._commands.wake(sync=sync))
+        except BrokerUnavailableError as error:
+            self._failed(error)

@@ -1,0 +1,187 @@
+"""Turns outcomes into calls, in batches, and tells what Redis made of them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from queue_system.broker.commands import MAX_COMPLETE, Call, Callback, Commands, Completion
+from queue_system.errors import BrokerUnavailableError, QueueError
+from queue_system.hooks import Hooks, OperationInfo, OutcomeApplied
+from queue_system.operation import KIND_CALLBACK
+from queue_system.outcome import (
+    POOL_EXHAUSTED,
+    TIMEOUT,
+    TOTAL_TIMEOUT,
+    ErrorInfo,
+    Failure,
+    Outcome,
+    Reject,
+    Requeue,
+    Retry,
+    Success,
+)
+
+MAX_TURN: Final = 1000  # outcomes in one round trip
+
+
+@dataclass(slots=True)
+class Settlement:
+    """An outcome on its way to Redis. `record` is the attempt's entry in the operation's history, JSON."""
+
+    operation_id: str
+    token: int
+    outcome: Outcome
+    info: OperationInfo
+    record: bytes = b""
+    callback: Callback | None = None
+    age: float = 0.0
+    again: bool = False
+
+
+class Outbox:
+    """Collects settlements until the next round trip.
+
+    Args:
+        commands: builds the calls.
+        hooks: told what was applied.
+        done_ttl: seconds for which a finished operation's id stays taken.
+        retention: seconds for which what was given up is kept.
+        on_settled: called with id and token when Redis has answered: the lease need not be kept any more.
+        on_refused: told what Redis refuses for good; the lease then expires and the operation runs again.
+    """
+
+    def __init__(
+        self,
+        commands: Commands,
+        hooks: Hooks,
+        *,
+        done_ttl: float,
+        retention: float,
+        on_settled: Callable[[str, int], None],
+        on_refused: Callable[[QueueError], None],
+    ) -> None:
+        self._commands = commands
+        self._hooks = hooks
+        self._done_ttl = done_ttl
+        self._retention = retention
+        self._on_settled = on_settled
+        self._on_refused = on_refused
+        self._waiting: deque[Settlement] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, settlement: Settlement) -> None:
+        """Add one."""
+        self._waiting.append(settlement)
+
+    def take(self) -> list[Settlement]:
+        """Take out what goes into the next round trip."""
+        return [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_TURN))]
+
+    def put_back(self, batch: Sequence[Settlement], *, ambiguous: bool) -> None:
+        """The round trip failed: they go again, before all others."""
+        for settlement in batch:
+            settlement.again |= ambiguous
+        self._waiting.extendleft(reversed(batch))
+
+    def calls(self, batch: Sequence[Settlement]) -> list[tuple[Call[Any], list[Settlement]]]:
+        """The calls for a batch, each with the settlements that it applies."""
+        calls: list[tuple[Call[Any], list[Settlement]]] = []
+        for again in (False, True):
+            done = [one for one in batch if isinstance(one.outcome, Success) and one.again is again]
+            for start in range(0, len(done), MAX_COMPLETE):
+                part = done[start : start + MAX_COMPLETE]
+                completions = [_completion(one) for one in part]
+                calls.append((self._commands.complete(completions, done_ttl=self._done_ttl, again=again), part))
+        calls.extend((self._single(one), [one]) for one in batch if not isinstance(one.outcome, Success))
+        return calls
+
+    def settle(self, part: Sequence[Settlement], reply: Any) -> None:
+        """Redis has answered the call for `part`, or refused it."""
+        if isinstance(reply, BrokerUnavailableError):
+            self.put_back(part, ambiguous=reply.ambiguous)
+            return
+        if isinstance(reply, QueueError):
+            self._on_refused(reply)
+        replies = reply if isinstance(reply, list) else [reply] * len(part)
+        for settlement, applied in zip(part, replies, strict=True):
+            self._on_settled(settlement.operation_id, settlement.token)
+            if not isinstance(applied, QueueError):
+                self._hooks.on_event(_applied(settlement, applied=bool(applied)))
+
+    def _single(self, one: Settlement) -> Call[Any]:
+        outcome = one.outcome
+        if isinstance(outcome, Retry):
+            return self._commands.retry(
+                one.operation_id,
+                one.token,
+                delay=outcome.delay,
+                exhausted=outcome.reason == POOL_EXHAUSTED,
+                counters=_counters(one),
+                record=one.record,
+                again=one.again,
+            )
+        if isinstance(outcome, Failure | Reject):
+            rejected = isinstance(outcome, Reject)
+            return self._commands.fail(
+                one.operation_id,
+                one.token,
+                system_error=rejected,
+                attempted=not rejected and outcome.attempted,  # type: ignore[union-attr]  # a Failure then
+                counters=_counters(one),
+                error=encode_error(outcome.reason, outcome.error),
+                record=one.record,
+                retention=self._retention,
+                callback=one.callback,
+                again=one.again,
+            )
+        delay = outcome.delay if isinstance(outcome, Requeue) else 0.0
+        return self._commands.release(one.operation_id, one.token, delay=delay)
+
+
+def encode_error(reason: str, error: ErrorInfo) -> bytes:
+    """How an error is kept: JSON with reason, type, message and traceback."""
+    return msgspec.json.encode(
+        {"reason": reason, "type": error.type, "message": error.message, "traceback": error.traceback}
+    )
+
+
+def _counters(one: Settlement) -> list[str]:
+    """The fields of the metrics hash that this outcome increases. Callbacks are counted apart from operations."""
+    outcome = one.outcome
+    if isinstance(outcome, Reject):
+        return ["system_errors", "rejected"]
+    prefix = "callbacks_" if one.info.kind == KIND_CALLBACK else ""
+    counters = [f"{prefix}{'retried' if isinstance(outcome, Retry) else 'failed'}"]
+    cause = outcome.reason if isinstance(outcome, Retry) else outcome.cause if isinstance(outcome, Failure) else ""
+    reason = outcome.reason if isinstance(outcome, Retry | Failure) else ""
+    if not prefix and (cause == TIMEOUT or reason == TOTAL_TIMEOUT):
+        counters.append("timeouts")
+    if cause == POOL_EXHAUSTED:
+        counters.append("thread_pool_exhaustion")
+    return counters
+
+
+def _completion(one: Settlement) -> Completion:
+    return Completion(one.operation_id, one.token, "c" if one.info.kind == KIND_CALLBACK else "o", one.callback)
+
+
+def _applied(one: Settlement, *, applied: bool) -> OutcomeApplied:
+    outcome = one.outcome
+    if not applied:
+        return OutcomeApplied(one.info, "stale", age=one.age)
+    if isinstance(outcome, Success):
+        return OutcomeApplied(one.info, "processed", age=one.age)
+    if isinstance(outcome, Retry):
+        return OutcomeApplied(one.info, "retried", outcome.reason, outcome.reason, outcome.error.type, one.age)
+    if isinstance(outcome, Failure):
+        return OutcomeApplied(one.info, "failed", outcome.reason, outcome.cause, outcome.error.type, one.age)
+    if isinstance(outcome, Reject):
+        return OutcomeApplied(one.info, "rejected", outcome.reason, "", outcome.error.type, one.age)
+    return OutcomeApplied(one.info, "requeued", outcome.reason, age=one.age)

@@ -1,0 +1,58 @@
+"""What is kept about an attempt that ended badly: enough to understand it without the worker's logs."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Final
+
+import msgspec
+
+from queue_system.outcome import ErrorInfo
+
+MAX_MESSAGE: Final = 1000
+MAX_TRACEBACK: Final = 8000
+MAX_CHAIN: Final = 10
+
+
+def describe_error(error: BaseException) -> ErrorInfo:
+    """Class, message and traceback of an error, cut to 1,000 and 8,000 characters."""
+    return ErrorInfo(type(error).__name__, _cut(_message(error), MAX_MESSAGE), _traceback(error))
+
+
+def attempt_record(
+    *, attempt: int, worker: str, started: float, ended: float, reason: str, error: ErrorInfo, headers: dict[str, str]
+) -> bytes:
+    """One line of an operation's history: JSON. Times in seconds, clock of Redis."""
+    record = {
+        "attempt": attempt,
+        "worker": worker,
+        "started": round(started, 3),
+        "ended": round(ended, 3),
+        "reason": reason,
+        "error_type": error.type,
+        "error": _cut(error.message, 200),
+    }
+    if headers:
+        record["trace"] = headers.get("traceparent", "")
+    return msgspec.json.encode(record)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:  # noqa: BLE001  a broken __str__ must not turn a failure into a loss
+        return f"<no message: __str__ raised {type(broken).__name__}>"
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        text = "".join(traceback.format_exception(error, limit=MAX_CHAIN * 5))
+    except Exception as broken:  # noqa: BLE001  as above
+        return f"<no traceback: {type(broken).__name__}>"
+    # The innermost frames, at the end, say the most.
+    return text if len(text) <= MAX_TRACEBACK else f"...\n{text[-MAX_TRACEBACK:]}"
+
+
+def _cut(text: str, limit: int) -> str:
+    clean = text.encode("utf-8", "replace").decode()  # lone surrogates have no JSON form
+    return clean if len(clean) <= limit else f"{clean[:limit]}..."

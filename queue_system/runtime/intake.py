@@ -1,0 +1,96 @@
+"""What was claimed and waits, for a moment, for the task that will take it; and how much more may be claimed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from queue_system.broker.commands import Delivery
+from queue_system.runtime.fetch import Slots
+
+
+@dataclass(slots=True)
+class Claim:
+    """A delivery and the side that its slot is taken from.
+
+    `settled`: its outcome was decided. `handed_over`: the task that took it does not free its slot.
+    """
+
+    delivery: Delivery
+    sync: bool
+    settled: bool = False
+    handed_over: bool = False
+
+
+class Intake:
+    """Two lanes with their slots: async operations for the worker tasks, sync ones for the thread pool.
+
+    Args:
+        async_slots: how many async operations may be held at once.
+        sync_slots: asked how many sync operations may be held now.
+        on_free: called whenever a slot became free.
+    """
+
+    def __init__(self, async_slots: int, sync_slots: Callable[[], int], on_free: Callable[[], None]) -> None:
+        self._async_slots = async_slots
+        self._sync_slots = sync_slots
+        self._on_free = on_free
+        self._async_lane: asyncio.Queue[Claim] = asyncio.Queue()
+        self._sync_lane: asyncio.Queue[Claim] = asyncio.Queue()
+        self.async_held = 0
+        self.sync_held = 0
+
+    @property
+    def held(self) -> int:
+        """How many operations are claimed and not yet done with."""
+        return self.async_held + self.sync_held
+
+    def free(self) -> Slots:
+        """How many may be claimed now."""
+        return Slots(max(0, self._async_slots - self.async_held), max(0, self._sync_slots() - self.sync_held))
+
+    def put(self, claim: Claim) -> None:
+        """Take a slot and queue the claim on its lane."""
+        if claim.sync:
+            self.sync_held += 1
+            self._sync_lane.put_nowait(claim)
+        else:
+            self.async_held += 1
+            self._async_lane.put_nowait(claim)
+
+    async def next(self, *, sync: bool) -> Claim:
+        """The next claim of a lane."""
+        return await (self._sync_lane if sync else self._async_lane).get()
+
+    def switch(self, claim: Claim, *, sync: bool) -> None:
+        """The function is of the other kind than its queue said: move the slot."""
+        if claim.sync is not sync:
+            self._count(claim, -1)
+            claim.sync = sync
+            self._count(claim, 1)
+            self._on_free()
+
+    def requeue(self, claim: Claim) -> None:
+        """Hand a claim, whose slot is taken, to the tasks of its lane."""
+        claim.handed_over = False
+        (self._sync_lane if claim.sync else self._async_lane).put_nowait(claim)
+
+    def done(self, claim: Claim) -> None:
+        """Free the claim's slot."""
+        self._count(claim, -1)
+        self._on_free()
+
+    def drain(self) -> list[Claim]:
+        """Take out everything that no task has taken yet."""
+        left: list[Claim] = []
+        for lane in (self._async_lane, self._sync_lane):
+            while not lane.empty():
+                left.append(lane.get_nowait())
+        return left
+
+    def _count(self, claim: Claim, change: int) -> None:
+        if claim.sync:
+            self.sync_held += change
+        else:
+            self.async_held += change

@@ -1,0 +1,140 @@
+"""Keeps the leases of what this worker holds, in a thread of its own with a connection of its own.
+
+So a processor that blocks the event loop does not lose its lease, up to a limit: a loop that has not moved for
+`stall_limit` seconds is given up, renewal stops, and other workers take over.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from queue_system.broker.commands import MAX_RENEW, Call, Commands
+from queue_system.errors import QueueError
+
+RENEWALS_PER_LEASE: Final = 3
+STALL_LIMIT: Final = 60.0
+
+
+class Broker(Protocol):
+    """Carries out a call, or raises `QueueError`."""
+
+    def run(self, call: Call[Any]) -> Any:
+        """Send one call, parse its reply."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection."""
+        ...
+
+
+class LeaseKeeper:
+    """Renews leases and sends the worker's heartbeat, every third of a lease.
+
+    Args:
+        connect: makes the thread's broker.
+        commands: builds the calls.
+        lease: seconds.
+        worker_id: for the heartbeat.
+        describe: the heartbeat's fields.
+        on_lost: told id and token of each lease that is lost; called in the keeper's thread.
+        on_error: told each failure to reach Redis; called in the keeper's thread.
+        stall_limit: seconds without `beat` after which renewal stops.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Broker],
+        commands: Commands,
+        *,
+        lease: float,
+        worker_id: str,
+        describe: Callable[[], dict[str, str]],
+        on_lost: Callable[[str, int], None],
+        on_error: Callable[[QueueError], None],
+        stall_limit: float = STALL_LIMIT,
+    ) -> None:
+        self._connect = connect
+        self._commands = commands
+        self._lease = lease
+        self._worker_id = worker_id
+        self._describe = describe
+        self._on_lost = on_lost
+        self._on_error = on_error
+        self._stall_limit = stall_limit
+        self._held: dict[tuple[str, int], None] = {}
+        self._beat = time.monotonic()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def held(self) -> int:
+        """How many leases are kept."""
+        return len(self._held)
+
+    @property
+    def stalled_for(self) -> float:
+        """Seconds since the event loop last said that it moves."""
+        return time.monotonic() - self._beat
+
+    def add(self, operation_id: str, token: int) -> None:
+        """Keep this lease from now on."""
+        self._held[operation_id, token] = None
+
+    def remove(self, operation_id: str, token: int) -> None:
+        """The operation is settled: its lease is over."""
+        self._held.pop((operation_id, token), None)
+
+    def beat(self) -> None:
+        """The event loop moves."""
+        self._beat = time.monotonic()
+
+    def start(self) -> None:
+        """Start the thread; nothing happens when it runs already."""
+        if self._thread is None:
+            self._stop.clear()
+            self._thread = threading.Thread(target=self._run, name="queue-system-leases", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after it has signed the worker off; blocks for at most one command."""
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        broker = self._connect()
+        try:
+            while True:
+                self._turn(broker)
+                if self._stop.wait(self._lease / RENEWALS_PER_LEASE):
+                    break
+            self._attempt(broker, self._commands.heartbeat(self._worker_id, expiry=0, fields={}))
+        finally:
+            broker.close()
+
+    def _turn(self, broker: Broker) -> None:
+        if self.stalled_for < self._stall_limit:
+            held = list(self._held)
+            for start in range(0, len(held), MAX_RENEW):
+                self._renew(broker, held[start : start + MAX_RENEW])
+        beat = self._commands.heartbeat(self._worker_id, expiry=max(30.0, 3 * self._lease), fields=self._describe())
+        self._attempt(broker, beat)
+
+    def _renew(self, broker: Broker, held: list[tuple[str, int]]) -> None:
+        lost = self._attempt(broker, self._commands.renew(held, self._lease)) or ()
+        lost_ids = set(lost)
+        for operation_id, token in held:
+            # Settled in the meantime is not lost.
+            if operation_id in lost_ids and (operation_id, token) in self._held:
+                self._on_lost(operation_id, token)
+
+    def _attempt(self, broker: Broker, call: Call[Any]) -> Any:
+        try:
+            return broker.run(call)
+        except QueueError as error:
+            self._on_error(error)  # the next turn tries again; meanwhile the reaper's grace protects the leases
+            return None

@@ -1,0 +1,57 @@
+"""Long-running tasks under one contract: idempotent `start` and `stop`, started again when they fail."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+RESTART_DELAY: Final = 0.2
+MAX_RESTART_DELAY: Final = 5.0
+
+
+class SupervisedLoop:
+    """One coroutine function that runs until it is stopped.
+
+    When it raises, `on_failure` is told its name and the error, and it is started again after a delay that doubles
+    from 0.2 s to 5 s while it fails at once. When it returns, it has ended.
+    """
+
+    def __init__(
+        self, name: str, run: Callable[[], Awaitable[None]], on_failure: Callable[[str, Exception], None]
+    ) -> None:
+        self.name = name
+        self._run = run
+        self._on_failure = on_failure
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs, or waits to be started again."""
+        return self._task is not None and not self._task.done()
+
+    def start(self) -> None:
+        """Start it; nothing happens when it runs already."""
+        if not self.alive:
+            self._task = asyncio.get_running_loop().create_task(self._supervise(), name=self.name)
+
+    async def stop(self) -> None:
+        """Cancel it and wait until it has ended."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+
+    async def _supervise(self) -> None:
+        delay, clock = RESTART_DELAY, asyncio.get_running_loop()
+        while True:
+            began = clock.time()
+            try:
+                await self._run()
+            except Exception as error:  # noqa: BLE001  whatever it is, the worker must go on, and it is told
+                self._on_failure(self.name, error)
+            else:
+                return
+            delay = RESTART_DELAY if clock.time() - began > MAX_RESTART_DELAY else min(2 * delay, MAX_RESTART_DELAY)
+            await asyncio.sleep(delay)

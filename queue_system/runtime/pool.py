@@ -1,0 +1,298 @@
+"""The bounded thread pool for sync processors, with a waiting room and an honest account of its threads.
+
+Python's own executor takes any number of jobs, cannot tell a started one from a waiting one, and holds up the exit of
+the process until the last thread has ended; none of that is right for a worker.
+
+Jobs beyond the threads wait in a room of `ROOM_FACTOR` places a thread, which keeps the threads fed between two
+claims. A job that has waited there for `wait_limit` is *exhausted*: its future raises `ThreadPoolExhaustedError`, and
+the room stays closed for a moment, so that only as much is claimed as there are free threads. A *patient* job (one
+that must not lose another attempt to a mere backlog) waits as long as the pool still finishes jobs; it is exhausted
+only when none has ended for `patience` seconds.
+
+All methods but `stats` are called on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from queue_system.errors import ThreadPoolExhaustedError
+
+ROOM_FACTOR: Final = 3
+"""Waiting places for each thread: at 4 threads' worth of work in the pool, jobs of 25 ms and more can overstay."""
+
+WAIT_LIMIT: Final = 0.1
+ROOM_CLOSED_FOR: Final = 0.5
+PATIENCE: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """One look at the pool. Times are in seconds and only grow; they are integrated, not sampled."""
+
+    size: int
+    active: int
+    waiting: int
+    submissions: int
+    exhaustions: int
+    busy_seconds: float
+    capacity_seconds: float
+    saturated_seconds: float
+    longest_running: float
+
+
+class _Job:
+    __slots__ = ("context", "function", "future", "queued_at", "ticket")
+
+    def __init__(self, function: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+        self.function = function
+        self.future = future
+        self.context = contextvars.copy_context()
+        self.queued_at = time.monotonic()
+        self.ticket = [True]
+
+    def take(self) -> bool:
+        """True for exactly one caller: the thread that runs the job, or who withdraws it."""
+        try:
+            return self.ticket.pop()  # atomic
+        except IndexError:
+            return False
+
+
+class ThreadPool:
+    """Threads for sync processors.
+
+    Args:
+        size: threads at most; each is started when it is first needed.
+        wait_limit: seconds that a job may wait for a thread, 0.1 by default.
+        patience: seconds that a patient job waits while no job ends, 30 by default.
+        name: prefix of the threads' names.
+        on_capacity: called when more may be submitted than before.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        wait_limit: float = WAIT_LIMIT,
+        patience: float = PATIENCE,
+        name: str = "queue-system-pool",
+        on_capacity: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.size = size
+        self._wait_limit = wait_limit
+        self._patience = patience
+        self._name = name
+        self._on_capacity = on_capacity
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._done: deque[tuple[_Job, Any, BaseException | None]] = deque()
+        self._notified = False
+        self._threads: list[threading.Thread] = []
+        self._running: dict[int, float] = {}
+        self._waiting: deque[_Job] = deque()  # those with a limit, in the order of their limits
+        self._patient: dict[_Job, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._in_pool = 0
+        self._room_opens_at = 0.0
+        self._last_end = time.monotonic()
+        self._account = _Account(size)
+        self.submissions = 0
+        self.exhaustions = 0
+
+    @property
+    def limit(self) -> int:
+        """How many jobs may be in the pool now, running and waiting."""
+        return self.size if time.monotonic() < self._room_opens_at else self.size * (1 + ROOM_FACTOR)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that have no thread yet."""
+        return max(0, self._in_pool - self.size)
+
+    def submit(self, function: Callable[[], Any], *, patient: bool = False) -> asyncio.Future[Any]:
+        """Run `function` in a thread, in a copy of the current context.
+
+        Returns:
+            A future of its result. It raises what the function raises, or `ThreadPoolExhaustedError` when no thread
+            became free in time: then the function was not called.
+        """
+        self._loop = asyncio.get_running_loop()
+        job = _Job(function, self._loop.create_future())
+        self.submissions += 1
+        self._in_pool += 1
+        self._account.change(self._in_pool)
+        if self._in_pool > len(self._threads) < self.size:
+            self._start_thread()
+        if self._in_pool > self.size:
+            self._limit_waiting(job, patient=patient)
+        self._jobs.put(job)
+        return job.future
+
+    def stats(self) -> PoolStats:
+        """How the pool is doing. May be called from any thread."""
+        now = time.monotonic()
+        starts = list(self._running.values())
+        busy, capacity, saturated = self._account.read(now)
+        return PoolStats(
+            size=self.size,
+            active=len(starts),
+            waiting=self.waiting,
+            submissions=self.submissions,
+            exhaustions=self.exhaustions,
+            busy_seconds=busy,
+            capacity_seconds=capacity,
+            saturated_seconds=saturated,
+            longest_running=max((now - start for start in starts), default=0.0),
+        )
+
+    def shutdown(self) -> None:
+        """End idle threads now and busy ones after their job; waits for none. Their results are dropped."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for _ in self._threads:
+            self._jobs.put(None)
+
+    def _start_thread(self) -> None:
+        # Daemons: a processor that never returns must not keep the process from ending.
+        thread = threading.Thread(target=self._work, name=f"{self._name}-{len(self._threads)}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _work(self) -> None:
+        me = threading.get_ident()
+        while (job := self._jobs.get()) is not None:
+            if not job.take():
+                continue
+            self._running[me] = time.monotonic()
+            result, error = None, None
+            try:
+                if not job.future.cancelled():
+                    result = job.context.run(job.function)
+            except BaseException as caught:  # noqa: BLE001  SystemExit too: it is the job's, not the thread's
+                error = caught
+            self._running.pop(me, None)
+            self._done.append((job, result, error))
+            del job, result, error  # a waiting thread must not keep the last entity alive
+            self._notify()
+
+    def _notify(self) -> None:
+        if self._notified:
+            return
+        self._notified = True
+        try:
+            self._loop.call_soon_threadsafe(self._settle)  # type: ignore[union-attr]  # set by submit
+        except RuntimeError:  # the loop is closed: nobody waits for this result any more
+            self._done.clear()
+
+    def _settle(self) -> None:
+        """Hand over all results at once: one wake-up of the loop for many jobs."""
+        self._notified = False
+        while self._done:
+            job, result, error = self._done.popleft()
+            self._left()
+            self._patient.pop(job, None)
+            if job.future.done():
+                continue
+            if error is None:
+                job.future.set_result(result)
+            else:
+                job.future.set_exception(_settable(error))
+        self._last_end = time.monotonic()
+        self._on_capacity()
+
+    def _left(self) -> None:
+        self._in_pool -= 1
+        self._account.change(self._in_pool)
+
+    def _limit_waiting(self, job: _Job, *, patient: bool) -> None:
+        if patient:
+            self._patient[job] = None
+        else:
+            self._waiting.append(job)
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is None and self._loop is not None:
+            while self._waiting and not self._waiting[0].ticket:
+                self._waiting.popleft()
+            if self._waiting:
+                wait = self._waiting[0].queued_at + self._wait_limit - time.monotonic()
+            elif self._patient:
+                wait = min(1.0, self._patience)
+            else:
+                return
+            self._timer = self._loop.call_later(max(0.0, wait), self._check_limits)
+
+    def _check_limits(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        while self._waiting and (not self._waiting[0].ticket or now - self._waiting[0].queued_at >= self._wait_limit):
+            self._exhaust(self._waiting.popleft(), now)
+        for job in list(self._patient):
+            if not job.ticket:
+                del self._patient[job]
+            elif now - max(self._last_end, job.queued_at) >= self._patience:
+                del self._patient[job]
+                self._exhaust(job, now)
+        self._arm()
+
+    def _exhaust(self, job: _Job, now: float) -> None:
+        if not job.take():
+            return
+        self._left()
+        self.exhaustions += 1
+        self._room_opens_at = now + ROOM_CLOSED_FOR
+        self._loop.call_later(ROOM_CLOSED_FOR, self._on_capacity)  # type: ignore[union-attr]  # set by submit
+        if not job.future.done():
+            waited = now - job.queued_at
+            job.future.set_exception(ThreadPoolExhaustedError(f"no free thread of {self.size} within {waited:.3f} s"))
+
+
+class _Account:
+    """Integrates how busy the pool is over time, on every change instead of by samples."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._started = self._since = time.monotonic()
+        self._active = 0
+        self._busy = 0.0
+        self._saturated = 0.0
+        self._lock = threading.Lock()
+
+    def change(self, in_pool: int) -> None:
+        """Jobs in the pool, running and waiting, from now on."""
+        with self._lock:
+            self._advance(time.monotonic())
+            self._active = min(in_pool, self._size)
+
+    def read(self, now: float) -> tuple[float, float, float]:
+        """Seconds of threads busy, of threads there, and of all of them being busy."""
+        with self._lock:
+            self._advance(now)
+            return self._busy, (now - self._started) * self._size, self._saturated
+
+    def _advance(self, now: float) -> None:
+        elapsed = max(0.0, now - self._since)
+        self._busy += elapsed * self._active
+        if self._active == self._size:
+            self._saturated += elapsed
+        self._since = now
+
+
+def _settable(error: BaseException) -> BaseException:
+    """What may be set on a future and raised in a task without ending the loop."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    wrapped = RuntimeError(f"the processor raised {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped

@@ -1,0 +1,64 @@
+"""Takes back the leases of workers that are gone. Every worker does it; the script makes it safe to do at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from queue_system.broker.aio import AsyncBroker
+from queue_system.broker.commands import REAP_LIMIT, Commands, Delivery
+from queue_system.errors import BrokerUnavailableError
+from queue_system.hooks import Hooks, Reclaimed
+
+
+class Reaper:
+    """Reaps at an interval.
+
+    Args:
+        broker: carries out the calls.
+        commands: builds them.
+        lease: seconds; also how long after an outage nothing is taken back.
+        interval: seconds between reapings.
+        max_crashes: so many workers may die over an operation before it is given up.
+        retention: seconds for which what was given up is kept.
+        on_quarantine: given each operation that is to be given up, leased to this worker.
+        hooks: told what was taken back.
+    """
+
+    def __init__(
+        self,
+        broker: AsyncBroker,
+        commands: Commands,
+        *,
+        lease: float,
+        interval: float,
+        max_crashes: int,
+        retention: float,
+        on_quarantine: Callable[[Delivery], None],
+        hooks: Hooks,
+    ) -> None:
+        self._broker = broker
+        self._call = commands.reap(max_crashes=max_crashes, interval=interval, lease=lease, retention=retention)
+        self._interval = interval
+        self._on_quarantine = on_quarantine
+        self._hooks = hooks
+
+    async def run(self) -> None:
+        """Reap until cancelled."""
+        while True:
+            try:
+                reclaimed = await self.reap()
+            except BrokerUnavailableError:
+                reclaimed = 0  # told by the fetcher, which notices first; the next turn tries again
+            if reclaimed < REAP_LIMIT:
+                await asyncio.sleep(self._interval)
+
+    async def reap(self) -> int:
+        """Take back what has expired, at most `REAP_LIMIT`; says how many that were."""
+        reaped = await self._broker.run(self._call)
+        for delivery in reaped.quarantined:
+            self._on_quarantine(delivery)
+        reclaimed = reaped.returned + len(reaped.quarantined)
+        if reclaimed:
+            self._hooks.on_event(Reclaimed(reaped.returned, len(reaped.quarantined)))
+        return reclaimed

@@ -1,0 +1,551 @@
+"""`QueueWorker`: the named steps that an operation takes through a worker.
+
+In the order of an operation's way::
+
+    _worker_loop -> _process_queue_item -> _handle_queue_item
+        -> _find_processor, _calculate_effective_timeout
+        -> the call: awaited, or _execute_sync_processor
+        -> the outcome: success, or decided by one of the _handle_... steps
+        -> the outbox: one script applies it
+
+Where a step takes `redis`, it is that outbox: steps decide, and send no commands of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import platform
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from queue_system.broker.commands import Delivery
+from queue_system.config import QueueConfig
+from queue_system.context import OperationContext
+from queue_system.errors import (
+    BrokerUnavailableError,
+    CircuitOpenError,
+    ConfigurationError,
+    DecodeError,
+    ImportRefusedError,
+    ThreadPoolExhaustedError,
+    UnresolvableFunctionError,
+    WorkerStateError,
+)
+from queue_system.hooks import PoolExhausted, PoolUsed, WorkerChanged
+from queue_system.keys import check_queue_name
+from queue_system.operation import KIND_CALLBACK, NewerSchemaError, Operation, decode_operation
+from queue_system.outcome import (
+    CANCELLED,
+    CRASHED,
+    ERROR,
+    MAX_UNKNOWN_DELIVERIES,
+    POOL_EXHAUSTED,
+    TIMEOUT,
+    TOTAL_TIMEOUT,
+    UNKNOWN_DELAY,
+    ErrorInfo,
+    Failure,
+    Outcome,
+    Requeue,
+    Success,
+    decide,
+    decide_unknown,
+    total_timeout_exceeded,
+)
+from queue_system.registry import FunctionRef, is_async, takes_context
+from queue_system.runtime.attempts import Attempt
+from queue_system.runtime.engine import LEASE_LOST, SHUTDOWN, Engine, EngineSettings
+from queue_system.runtime.incident import describe_error
+from queue_system.runtime.intake import Claim
+from queue_system.runtime.lease import STALL_LIMIT
+from queue_system.utils import circuit_breaker, retry_with_backoff, with_timeout
+
+DEFAULT_LEASE: Final = 10.0
+DEFAULT_GRACE: Final = 30.0
+
+_is_async = functools.lru_cache(maxsize=4096)(is_async)
+_takes_context = functools.lru_cache(maxsize=4096)(takes_context)
+
+
+class QueueWorker:
+    """Processes queued operations.
+
+    Up to `max_workers` async operations and `thread_pool_size` sync ones run at once.
+
+    Args:
+        config: the queue, the same as its producers'.
+        max_workers: worker tasks: how many async operations run at once, 5 by default.
+        work_timeout: seconds for one attempt of an async processor that has no timeout of its own, 30 by default.
+        thread_pool_size: threads: how many sync operations run at once, 20 by default.
+        queues: names of the only queues to serve; None for all. Callbacks are always served.
+        lease: seconds after which an operation of a dead worker is taken over, 10 by default. It is renewed as long
+            as the worker lives, so it needs not be as long as an operation.
+        grace: seconds that `stop` lets running operations finish, 30 by default.
+        max_crashes: an operation over which more workers than this have died is given up, 3 by default.
+        stall_limit: seconds that the event loop may be blocked before its operations are left to others, 60.
+
+    Raises:
+        ConfigurationError: a number is out of its range, or a queue's name is bad.
+    """
+
+    def __init__(
+        self,
+        config: QueueConfig,
+        max_workers: int = 5,
+        work_timeout: float = 30.0,
+        thread_pool_size: int = 20,
+        *,
+        queues: Iterable[str] | None = None,
+        lease: float = DEFAULT_LEASE,
+        grace: float = DEFAULT_GRACE,
+        max_crashes: int = 3,
+        stall_limit: float = STALL_LIMIT,
+    ) -> None:
+        self.config = config
+        self.max_workers = _check_count("max_workers", max_workers)
+        self.work_timeout = _check_positive("work_timeout", work_timeout)
+        self.thread_pool_size = _check_count("thread_pool_size", thread_pool_size)
+        self.grace = _check_positive("grace", grace, zero=True)
+        self.worker_id = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.state = "new"
+        self._settings = EngineSettings(
+            worker_id=self.worker_id,
+            max_workers=self.max_workers,
+            thread_pool_size=self.thread_pool_size,
+            lease=_check_positive("lease", lease),
+            max_crashes=_check_count("max_crashes", max_crashes, least=0),
+            stall_limit=_check_positive("stall_limit", stall_limit),
+            done_ttl=config.done_ttl,
+            retention=config.backup_ttl,
+            # A callback carries its parent's entity and its result.
+            max_bytes=2 * config.max_operation_bytes,
+            max_depth=config.max_depth + 3,
+            queues=None if queues is None else frozenset(map(check_queue_name, queues)),
+        )
+        self._hooks = config.hooks
+        self._holding: dict[int, Claim] = {}
+        self._patient: set[str] = set()
+        self._sync_tasks: set[asyncio.Task[None]] = set()
+        self._guardian: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Connect, and start to process. Returns at once; the work goes on in tasks of this event loop.
+
+        Raises:
+            BrokerUnavailableError: Redis cannot be reached.
+            UnsupportedServerError: it is older than 6.2.
+            WorkerStateError: this worker was started before.
+        """
+        if self.state != "new":
+            raise WorkerStateError(f"this worker is {self.state}: make a new QueueWorker")
+        await asyncio.to_thread(self.config._ensure_redis_sync)  # noqa: SLF001  a named step of the configuration
+        self._engine = Engine(
+            self._settings,
+            commands=self.config.commands,
+            hooks=self._hooks,
+            breaker=self.config.breaker,
+            new_broker=lambda timeout: self.config.new_async_broker(timeout=timeout),
+            new_sync_broker=self.config.new_sync_broker,
+            command_timeout=self.config.connection_timeout,
+            worker_loop=self._worker_loop,
+            on_quarantine=self._quarantine,
+        )
+        self._engine.start()
+        self._guardian = asyncio.get_running_loop().create_task(self._guard(), name="queue-system-guardian")
+        self._change("running")
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Claim no more, let what runs finish for `grace` seconds, give back the rest, and end everything.
+
+        What is given back burns no attempt. Nothing happens when the worker does not run.
+
+        Args:
+            grace: seconds; None for the worker's.
+        """
+        if self.state != "running":
+            return
+        self._change("draining")
+        await self._engine.stop(self.grace if grace is None else grace)
+        if self._guardian is not None and self._guardian is not asyncio.current_task():
+            self._guardian.cancel()
+        self._change("stopped")
+
+    @with_timeout(None)  # the loop has no end of its own: each call inside has a limit, and stop() bounds the drain
+    async def _worker_loop(self, worker_id: int) -> None:
+        """Process items, one after the other, until cancelled. While Redis is away, wait for the breaker."""
+        while True:
+            try:
+                await self._process_queue_item(worker_id)
+            except CircuitOpenError as error:
+                await asyncio.sleep(max(error.retry_after, 0.05))
+
+    @circuit_breaker(breaker=lambda self: self.config.breaker, exceptions=(BrokerUnavailableError,))
+    async def _process_queue_item(self, worker_id: int) -> bool:
+        """Take the next claimed item and see it through; true when it ended well, or went to the pool."""
+        claim = await self._engine.intake.next(sync=worker_id == self._engine.dispatcher)
+        self._holding[worker_id] = claim
+        try:
+            delivery = claim.delivery
+            return await self._handle_queue_item(worker_id, delivery.ready_key.encode(), delivery.body)
+        finally:
+            del self._holding[worker_id]
+            if not claim.handed_over:
+                self._engine.done(claim)
+
+    async def _handle_queue_item(self, worker_id: int, queue: bytes, item_data: bytes) -> bool:
+        """Understand an item, find its processor, and dispatch it to the event loop or to the thread pool."""
+        claim, redis = self._holding[worker_id], self._engine.outbox
+        operation_id = claim.delivery.operation_id
+        try:
+            item = self._decode(claim.delivery, queue, item_data)
+            function = self._function_for(item)
+            attempt = self._engine.attempts.open(item, claim, is_async=self._runs_on_loop(item, function))
+        except NewerSchemaError as error:
+            return self._put_back_newer(claim, error)
+        except (DecodeError, ImportRefusedError) as error:
+            return await self._handle_processing_exception(
+                error, None, None, operation_id, worker_id, queue, redis, item_data
+            )
+        with self._engine.attempts.closing(attempt):
+            if function is None:
+                return self._finish(attempt, decide_unknown(item, _unknown(item)))
+            if total_timeout_exceeded(item, attempt.retry, self._engine.fetcher.server_time()):
+                return await self._handle_timeout_exceeded(item, item["entity"], operation_id, redis)
+            if not attempt.info.is_async:
+                return self._start_sync(attempt, function, queue, worker_id)
+            if worker_id == self._engine.dispatcher:  # it must not wait: the pool would starve
+                return self._engine.reroute(claim)
+            return await self._run_async(attempt, function, queue, worker_id)
+
+    def _find_processor(self, processor_name: str, processor_module: str | None = None) -> Callable[..., Any] | None:
+        """The processor of that name: registered, or let in by the import policy. None when unknown here.
+
+        Raises:
+            ImportRefusedError: the policy refuses it.
+        """
+        found = self.config.find_processor(processor_name, processor_module)
+        return None if found is None else found.function
+
+    def _calculate_effective_timeout(self, item: Operation) -> float:
+        """Seconds for an attempt: the operation's own or `work_timeout`, but no more than its total time leaves."""
+        own = item.get("timeout")
+        timeout = self.work_timeout if own is None else own
+        total = (item.get("retry_config") or {}).get("timeout")
+        if total is None:
+            return timeout
+        now = self._engine.fetcher.server_time()
+        return max(0.001, min(timeout, item.get("first_attempt_time", now) + total - now))
+
+    async def _execute_sync_processor(
+        self, processor: Callable[[dict[str, Any]], Any], entity: dict[str, Any], operation_id: str
+    ) -> Any:
+        """Run a sync processor in the pool.
+
+        Raises:
+            ThreadPoolExhaustedError: no thread became free in time; the processor was not called.
+        """
+        start_time = time.monotonic()
+        call = functools.partial(processor, entity)
+        future = self._engine.pool.submit(call, patient=operation_id in self._patient)
+        try:
+            return await future
+        finally:
+            self._update_thread_metrics(start_time)
+
+    def _update_thread_metrics(self, start_time: float) -> None:
+        """Tell how long the pool had an operation (`start_time` is `time.monotonic` at its hand-over)."""
+        stats = self._engine.pool.stats()
+        self._hooks.on_event(PoolUsed(time.monotonic() - start_time, stats.active, stats.size))
+
+    async def _handle_pool_exhaustion(
+        self,
+        item: Operation,
+        entity: dict[str, Any],
+        operation_id: str,
+        queue: bytes,
+        redis: Any,
+        worker_id: int,
+    ) -> bool:
+        """No thread in time: the attempt counts, and the next follows with exponential backoff, or failures."""
+        attempt = self._engine.attempts.of(item)
+        self._hooks.on_event(PoolExhausted(attempt.info, time.monotonic() - attempt.submitted))
+        error = ErrorInfo("ThreadPoolExhaustedError", f"no free thread of {self.thread_pool_size} in time")
+        return await self._decide(attempt, POOL_EXHAUSTED, error, redis)
+
+    async def _handle_timeout_exceeded(
+        self, item: Operation, entity: dict[str, Any], operation_id: str, redis: Any
+    ) -> bool:
+        """The total time was over before this attempt: to the failures, without calling the processor."""
+        attempt = self._engine.attempts.of(item)
+        error = ErrorInfo("TimeoutError", f"the total time of {attempt.retry.timeout} s is over")
+        return self._finish(attempt, Failure(TOTAL_TIMEOUT, error, TOTAL_TIMEOUT, attempted=False))
+
+    async def _handle_execution_timeout(
+        self,
+        item: Operation,
+        entity: dict[str, Any],
+        operation_id: str,
+        effective_timeout: float,
+        queue: bytes,
+        redis: Any,
+        worker_id: int,
+    ) -> bool:
+        """An async processor was cancelled after its time: retried by its schedule, or to the failures."""
+        attempt = self._engine.attempts.of(item)
+        message = f"cancelled after {effective_timeout:g} s"
+        error = ErrorInfo("TimeoutError", message, attempt.error.traceback)
+        return await self._decide(attempt, TIMEOUT, error, redis)
+
+    async def _handle_would_exceed_timeout(
+        self, item: Operation, entity: dict[str, Any], operation_id: str, redis: Any
+    ) -> bool:
+        """The next retry would start beyond the total time: to the failures now."""
+        attempt = self._engine.attempts.of(item)
+        return self._finish(attempt, Failure(TOTAL_TIMEOUT, attempt.error, attempt.cause))
+
+    async def _handle_processing_exception(
+        self,
+        exception: Exception,
+        item: Operation | None,
+        entity: dict[str, Any] | None,
+        operation_id: str,
+        worker_id: int,
+        queue: bytes,
+        redis: Any,
+        item_data: bytes | None = None,
+    ) -> bool:
+        """A processor raised: retried by its schedule, or to the failures. Without an item: to the system errors."""
+        error = describe_error(exception)
+        if item is None:
+            self._engine.attempts.reject(self._holding[worker_id], error)
+            return False
+        return await self._decide(self._engine.attempts.of(item), ERROR, error, redis)
+
+    @retry_with_backoff(max_attempts=2, base_delay=0.05)  # for a blip; what lasts has the callback's own schedule
+    async def _execute_callback(self, callback_name: str, callback_module: str | None, data: dict[str, Any]) -> Any:
+        """Call a callback with its data: an async one here, a sync one in a thread of its own small pool.
+
+        Raises:
+            UnresolvableFunctionError: no function of that name is known here.
+            ImportRefusedError: the import policy refuses it.
+        """
+        callback = self.config.find_callback(callback_name, callback_module)
+        if callback is None:
+            raise UnresolvableFunctionError(f"no callback {FunctionRef(callback_name, callback_module)} is known here")
+        if callback.is_async:
+            return await callback.function(data)
+        return await self._engine.callback_pool.submit(functools.partial(callback.function, data), patient=True)
+
+    async def _run_async(self, attempt: Attempt, function: Callable[..., Any], queue: bytes, worker_id: int) -> bool:
+        """Await a processor, and see to how it ends."""
+        item, redis = attempt.item, self._engine.outbox
+        entity, operation_id = item["entity"], item["operation_id"]
+        timeout = self._calculate_effective_timeout(item)
+        with self._hooks.attempt_context(attempt.started_event):
+            self._hooks.on_event(attempt.started_event)
+            try:
+                result = await self._await_processor(attempt, function, timeout)
+            except _AttemptTimeoutError as error:
+                attempt.error = describe_error(error)
+                return await self._handle_execution_timeout(
+                    item, entity, operation_id, timeout, queue, redis, worker_id
+                )
+            except asyncio.CancelledError:
+                return await self._handle_cancellation(attempt, redis)
+            except Exception as error:  # noqa: BLE001  whatever a processor raises is its outcome
+                return await self._handle_processing_exception(
+                    error, item, entity, operation_id, worker_id, queue, redis
+                )
+            return self._finish(attempt, Success(result))
+
+    async def _await_processor(self, attempt: Attempt, function: Callable[..., Any], timeout: float) -> Any:
+        """The processor's result. It runs in a task of its own, so that what it sets in its context stays there.
+
+        Raises:
+            _AttemptTimeoutError: it was cancelled after `timeout` seconds (and did not carry on all the same).
+        """
+        call = self._call(attempt, function, time.monotonic() + timeout)
+        attempt.task = asyncio.get_running_loop().create_task(_contained(call))
+        try:
+            async with asyncio.timeout(timeout) as limit:
+                return await attempt.task
+        except TimeoutError as error:
+            if limit.expired():
+                raise _AttemptTimeoutError(f"cancelled after {timeout:g} s") from error
+            raise
+
+    def _call(self, attempt: Attempt, function: Callable[..., Any], deadline: float | None) -> Any:
+        """Call a processor with ``(entity)``, or ``(entity, context)`` when it takes that."""
+        item = attempt.item
+        if attempt.info.kind == KIND_CALLBACK or not _takes_context(function):
+            return function(item["entity"])
+        ids = {"operation_id": item["operation_id"], "attempt": attempt.number, "queue": item["queue"]}
+        return function(
+            item["entity"],
+            OperationContext(
+                item["operation_id"],
+                attempt.number,
+                deadline,
+                item["queue"],
+                item["priority"],
+                self.config.logger.bind(**ids),
+            ),
+        )
+
+    def _start_sync(self, attempt: Attempt, function: Callable[..., Any], queue: bytes, worker_id: int) -> bool:
+        """Hand an operation over to the pool, and do not wait for it here."""
+        self._engine.hand_over(attempt)
+        attempt.task = asyncio.get_running_loop().create_task(self._run_sync(attempt, function, queue, worker_id))
+        self._sync_tasks.add(attempt.task)
+        attempt.task.add_done_callback(self._sync_tasks.discard)
+        return True
+
+    async def _run_sync(self, attempt: Attempt, function: Callable[..., Any], queue: bytes, worker_id: int) -> None:
+        """See a sync operation through the pool, and to how it ends."""
+        item, redis = attempt.item, self._engine.outbox
+        entity, operation_id = item["entity"], item["operation_id"]
+        with self._engine.attempts.closing(attempt), self._engine.slot_of(attempt), self._patience(attempt):
+            with self._hooks.attempt_context(attempt.started_event):
+                try:
+                    result = await self._execute_sync_processor(
+                        functools.partial(self._call_in_thread, attempt, function), entity, operation_id
+                    )
+                except ThreadPoolExhaustedError:
+                    await self._handle_pool_exhaustion(item, entity, operation_id, queue, redis, worker_id)
+                except asyncio.CancelledError:
+                    await self._handle_cancellation(attempt, redis)
+                except Exception as error:  # noqa: BLE001  whatever a processor raises is its outcome
+                    await self._handle_processing_exception(error, item, entity, operation_id, worker_id, queue, redis)
+                else:
+                    self._finish(attempt, Success(result))
+
+    def _call_in_thread(self, attempt: Attempt, function: Callable[..., Any], _: dict[str, Any]) -> Any:
+        attempt.begin(self._engine.fetcher.server_time())
+        self._hooks.on_event(attempt.started_event)
+        return self._call(attempt, function, None)
+
+    @contextmanager
+    def _patience(self, attempt: Attempt) -> Iterator[None]:
+        """A mere backlog takes one attempt at most, and never the last: such an operation waits for its thread."""
+        operation_id = attempt.item["operation_id"]
+        if attempt.item.get("exhaustions", 0) > 0 or attempt.number >= attempt.retry.max_attempts:
+            self._patient.add(operation_id)
+        try:
+            yield
+        finally:
+            self._patient.discard(operation_id)
+
+    async def _handle_cancellation(self, attempt: Attempt, redis: Any) -> bool:
+        """Cancelled by a stop: given back. After a lost lease: dropped. By itself: an attempt like any other."""
+        task = asyncio.current_task()
+        if task is not attempt.task and task is not None and task.cancelling():
+            raise asyncio.CancelledError  # this worker task is being ended, not the processor
+        if attempt.cancelled_for == LEASE_LOST:
+            return False
+        if attempt.cancelled_for == SHUTDOWN:
+            return self._finish(attempt, Requeue(reason=SHUTDOWN))
+        error = ErrorInfo("CancelledError", "the processor was cancelled, but not by the worker")
+        return await self._decide(attempt, CANCELLED, error, redis)
+
+    async def _decide(self, attempt: Attempt, cause: str, error: ErrorInfo, redis: Any) -> bool:
+        """Retry or failure, by the operation's schedule."""
+        attempt.cause, attempt.error = cause, error
+        item = attempt.item
+        outcome = decide(item, attempt.retry, cause, error, self._engine.fetcher.server_time())
+        if isinstance(outcome, Failure) and outcome.reason == TOTAL_TIMEOUT:
+            return await self._handle_would_exceed_timeout(item, item["entity"], item["operation_id"], redis)
+        return self._finish(attempt, outcome)
+
+    def _finish(self, attempt: Attempt, outcome: Outcome) -> bool:
+        return self._engine.attempts.finish(attempt, outcome)
+
+    def _decode(self, delivery: Delivery, queue: bytes, item_data: bytes) -> Operation:
+        """The operation, with what its claim says. Where the body contradicts the claim, the claim is right."""
+        item = decode_operation(item_data, max_bytes=self._settings.max_bytes, max_depth=self._settings.max_depth)
+        item["operation_id"] = delivery.operation_id
+        if queue:
+            item["queue"], item["priority"] = self.config.keys.split_ready(queue.decode())
+        item["attempts"], item["delivery"] = delivery.attempts, delivery.token
+        item["crashes"], item["exhaustions"] = delivery.crashes, delivery.exhaustions
+        item["claimed_at"], item["ready_at"] = delivery.claimed_at, delivery.ready_at
+        item["first_attempt_time"] = delivery.first_attempt_time
+        return item
+
+    def _function_for(self, item: Operation) -> Callable[..., Any] | None:
+        name, module = item["processor"], item["processor_module"]
+        if item.get("kind") != KIND_CALLBACK:
+            return self._find_processor(name, module)
+        if self.config.find_callback(name, module) is None:
+            return None
+        return functools.partial(self._execute_callback, name, module)
+
+    @staticmethod
+    def _runs_on_loop(item: Operation, function: Callable[..., Any] | None) -> bool:
+        return function is None or item.get("kind") == KIND_CALLBACK or _is_async(function)
+
+    def _put_back_newer(self, claim: Claim, error: NewerSchemaError) -> bool:
+        """For a newer worker: put back with a delay, up to a limit."""
+        if claim.delivery.token >= MAX_UNKNOWN_DELIVERIES:
+            self._engine.attempts.reject(claim, describe_error(error))
+        else:
+            self._engine.attempts.release(claim, "newer_schema", delay=UNKNOWN_DELAY)
+        return False
+
+    def _quarantine(self, claim: Claim) -> None:
+        """An operation over which too many workers have died: to the failures."""
+        delivery = claim.delivery
+        try:
+            attempt = self._engine.attempts.open(self._decode(delivery, b"", delivery.body), claim, is_async=True)
+        except DecodeError as error:
+            self._engine.attempts.reject(claim, describe_error(error))
+            return
+        with self._engine.attempts.closing(attempt):
+            error = ErrorInfo("WorkerCrashed", f"{delivery.crashes} workers died while they ran this operation")
+            self._finish(attempt, Failure(CRASHED, error, CRASHED, attempted=False))
+
+    async def _guard(self) -> None:
+        """When the event loop is being torn down around a running worker, still give back what it holds."""
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            if self.state == "running":
+                await self.stop(grace=0.0)
+            raise
+
+    def _change(self, state: str) -> None:
+        self.state = state
+        self._hooks.on_event(WorkerChanged(self.worker_id, state))
+
+
+class _AttemptTimeoutError(Exception):
+    """The worker's own time limit, as opposed to a `TimeoutError` that a processor raises."""
+
+
+async def _contained(call: Awaitable[Any]) -> Any:
+    """Keep `SystemExit` of a processor from ending the worker."""
+    try:
+        return await call
+    except SystemExit as error:
+        raise RuntimeError(f"the processor raised SystemExit({error.code!r})") from error
+
+
+def _unknown(item: Operation) -> ErrorInfo:
+    name = FunctionRef(item["processor"], item["processor_module"])
+    return ErrorInfo("UnknownProcessor", f"no worker knows {name}: does its module import, is it spelt right?")
+
+
+def _check_count(name: str, value: object, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"{name} must be an integer of {least} or more, got {value!r}")
+    return value
+
+
+def _check_positive(name: str, value: object, *, zero: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or (value == 0 and not zero):
+        raise ConfigurationError(f"{name} must be {'0 or more' if zero else 'more than 0'} seconds, got {value!r}")
+    return float(value)
