@@ -13,6 +13,7 @@ from queue_system.broker.clients import ClientFactory, SettingsClients, UrlClien
 from queue_system.broker.commands import Commands
 from queue_system.broker.sync import SyncBroker
 from queue_system.broker.translate import CLIENT_ERRORS, translate
+from queue_system.checks import check_count, check_seconds
 from queue_system.errors import BrokerUnavailableError, ConfigurationError
 from queue_system.hooks import BreakerChanged, HookChain, Hooks
 from queue_system.imports import ImportPolicy
@@ -85,13 +86,13 @@ class QueueConfig:
         if redis_client is not None and redis_url is not None:
             raise ConfigurationError("give redis_client or redis_url, not both")
         self.queue_prefix = queue_prefix
-        self.backup_ttl = _positive("backup_ttl", backup_ttl)
-        self.connection_timeout = _positive("connection_timeout", connection_timeout)
-        self.max_connection_retries = int(_positive("max_connection_retries", max_connection_retries))
-        self.done_ttl = _positive("done_ttl", done_ttl, zero=True)
-        self.deduplication_window = _positive("deduplication_window", deduplication_window)
-        self.max_operation_bytes = int(_positive("max_operation_bytes", max_operation_bytes))
-        self.max_depth = int(_positive("max_depth", max_depth))
+        self.backup_ttl = check_seconds("backup_ttl", backup_ttl)
+        self.connection_timeout = check_seconds("connection_timeout", connection_timeout)
+        self.max_connection_retries = check_count("max_connection_retries", max_connection_retries)
+        self.done_ttl = check_seconds("done_ttl", done_ttl, zero=True)
+        self.deduplication_window = check_seconds("deduplication_window", deduplication_window)
+        self.max_operation_bytes = check_count("max_operation_bytes", max_operation_bytes)
+        self.max_depth = check_count("max_depth", max_depth)
         self.logger = get_logger(logger)
         self.clients = client_factory or _make_clients(redis_client, redis_url)
         self.registry = registry
@@ -134,6 +135,8 @@ class QueueConfig:
         Raises:
             UnresolvableFunctionError: a lambda or local function without a `name`.
         """
+        if name is None and self.callbacks.by_function(callback) is not None:
+            return
         reference = reference_of(callback) if name is None else FunctionRef(name, module or callback.__module__)
         key = self.get_callback_key(reference.name, reference.module)
         if not any(self.get_callback_key(known.name, known.module) == key for known in self.callbacks.names()):
@@ -222,7 +225,7 @@ class QueueConfig:
         attempts=lambda self, retry_count=None: retry_count or self.max_connection_retries,
         retry_if=lambda error: isinstance(error, BrokerUnavailableError) and error.kind != "auth",
     )
-    def _ensure_redis_sync(self, retry_count: int | None = None) -> redis.Redis:
+    def _ensure_redis_sync(self, retry_count: int | None = None) -> redis.Redis:  # noqa: ARG002  read by the decorator
         """The connected client, made at first use.
 
         Args:
@@ -260,13 +263,6 @@ def _make_clients(redis_client: redis.Redis | None, redis_url: str | None) -> Cl
     if redis_client is not None:
         return SettingsClients(redis_client)
     return UrlClients(DEFAULT_REDIS_URL if redis_url is None else redis_url)
-
-
-def _positive(name: str, value: object, *, zero: bool = False) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < 0 or (value == 0 and not zero):  # type: ignore[operator]  # narrowed by `number`
-        raise ConfigurationError(f"{name} must be a {'non-negative' if zero else 'positive'} number, got {value!r}")
-    return value  # type: ignore[return-value]  # narrowed by `number`
 
 
 def _crosses_power_of_ten(before: float, after: float) -> bool:

@@ -7,14 +7,22 @@ synchronous broker and once with an asynchronous one.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias, TypeVar
 
-from queue_system.broker.commands import MAX_ENQUEUE, Accepted, Call, NewOperation
+from queue_system.broker.messages import (
+    KIND_ASYNC,
+    KIND_SYNC,
+    KIND_UNKNOWN,
+    MAX_ENQUEUE,
+    Accepted,
+    Call,
+    NewOperation,
+)
+from queue_system.checks import check_seconds
 from queue_system.config import QueueConfig
 from queue_system.errors import InvalidOperationError, QueueError
 from queue_system.hooks import Enqueued, EnqueueFailed, EnqueueStarted
@@ -103,11 +111,11 @@ class OperationFactory:
             "queue": _check_user_queue(queue),
             "priority": str(check_priority(priority)),
             "entity": entity,
-            "delay": _check_seconds("delay", delay, zero=True),
+            "delay": check_seconds("delay", delay, zero=True, error=InvalidOperationError),
             "deduplication_key": _check_key(deduplication_key),
             "deduplication_window": self.config.deduplication_window
             if deduplication_window is None
-            else _check_seconds("deduplication_window", deduplication_window),
+            else check_seconds("deduplication_window", deduplication_window, error=InvalidOperationError),
         }
         optional = {
             "retry_config": None if retry is None else retry.to_dict(),
@@ -170,7 +178,9 @@ class OperationFactory:
 
     def _purge_steps(self, queue_name: str, priority: str) -> Steps[int]:
         queue, priority = check_queue_name(queue_name), check_priority(priority)
-        commands, total, cursor = self.config.commands, 0, 0
+        commands = self.config.commands
+        total: int = 0
+        cursor: int = 0
         while True:
             (taken,) = yield [commands.purge_ready(queue, priority)]
             total += taken
@@ -201,16 +211,14 @@ class OperationFactory:
         if not isinstance(callback, str):
             known = self.config.registry.by_function(callback)
             if known is not None:
-                return tuple(known.ref)
+                return known.ref
             self.config.register_callback(callback)
-        return tuple(reference_of(callback))
+        return reference_of(callback, self.config.callbacks)
 
     def _kind_of(self, operation: Mapping[str, Any]) -> str:
         """``a`` async, ``s`` sync, ``m`` when this process does not know the function."""
         known = self.config.registry.find(operation["processor"], operation["processor_module"])
-        if known is None:
-            return "m"
-        return "a" if known.is_async else "s"
+        return KIND_UNKNOWN if known is None else KIND_ASYNC if known.is_async else KIND_SYNC
 
     def _encode(
         self,
@@ -266,7 +274,7 @@ def _result(operation: Mapping[str, Any], accepted: Accepted, holder: str, kind:
         "queue": operation["queue"],
         "priority": operation["priority"],
         "processor": operation["processor"],
-        "is_async": {"a": True, "s": False}.get(kind),
+        "is_async": {KIND_ASYNC: True, KIND_SYNC: False}.get(kind),
     }
     if accepted is Accepted.DUPLICATE_ID:
         result |= {"status": "duplicate", "reason": "operation_id", "duplicate_of": holder}
@@ -297,11 +305,4 @@ def _check_key(key: object) -> str | None:
 
 
 def _check_timeout(timeout: object) -> float | None:
-    return None if timeout is None else _check_seconds("timeout", timeout)
-
-
-def _check_seconds(name: str, value: object, *, zero: bool = False) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0 or (value == 0 and not zero):  # type: ignore[operator, arg-type]  # a number by then
-        raise InvalidOperationError(f"{name} must be {'0 or more' if zero else 'more than 0'} seconds, got {value!r}")
-    return float(value)  # type: ignore[arg-type]  # a number by then
+    return None if timeout is None else check_seconds("timeout", timeout, error=InvalidOperationError)

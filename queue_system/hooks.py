@@ -260,7 +260,7 @@ class HookChain(Hooks):
 
     def _failed(self, listener: Hooks) -> None:
         self.failures += 1
-        logger.error("telemetry_listener_failed: %s", type(listener).__name__, exc_info=True)
+        logger.exception("telemetry_listener_failed: %s", type(listener).__name__)  # noqa: LOG004  called while one is handled
         if self._on_failure is not None:
             with contextlib.suppress(Exception):  # the last resort must not raise, and there is nobody left to tell
                 self._on_failure(type(listener).__name__)

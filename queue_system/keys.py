@@ -64,7 +64,7 @@ class Keys:
     )
 
     def __init__(self, prefix: str = "queue:") -> None:
-        if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
+        if not _is_prefix(prefix):
             raise ConfigurationError(
                 f"bad queue_prefix {prefix!r}: use 1 to 64 printable ASCII characters without spaces"
             )
@@ -105,3 +105,7 @@ class Keys:
 def dedup_digest(deduplication_key: str) -> str:
     """SHA-256 of a deduplication key, so that a key of any length and content is a safe name."""
     return hashlib.sha256(deduplication_key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _is_prefix(prefix: object) -> bool:
+    return isinstance(prefix, str) and _PREFIX.fullmatch(prefix) is not None

@@ -51,13 +51,17 @@ class Operation(TypedDict):
     ready_at: NotRequired[float]  # seconds, clock of Redis: when it became due
 
 
+class _Version(TypedDict):
+    v: int
+
+
 class NewerSchemaError(DecodeError):
     """Written by a newer version of this package: for another worker, so it is put back and not given up."""
 
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Operation)
-_version_decoder = msgspec.json.Decoder(TypedDict("_Version", {"v": int}))
+_version_decoder = msgspec.json.Decoder(_Version)
 
 
 def encode_operation(operation: Mapping[str, Any], entity: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from queue_system.checks import check_count, check_number, check_seconds
 from queue_system.errors import ConfigurationError
 
 MAX_ATTEMPTS_LIMIT: Final = 1000
@@ -52,7 +52,7 @@ class QueueRetryConfig:
         rng: Callable[[], float] = random.random,
     ) -> None:
         self.max_attempts = _check_attempts(max_attempts)
-        self.timeout = None if timeout is None else _check_seconds("timeout", timeout)
+        self.timeout = None if timeout is None else check_seconds("timeout", timeout, zero=True)
         default_jitter = _FULL_JITTER if delays is None else _SLIGHT_JITTER
         self.jitter = _check_jitter(default_jitter if jitter is None else jitter)
         self.delays = self._generate_exponential_delays() if delays is None else _check_delays(delays)
@@ -61,7 +61,7 @@ class QueueRetryConfig:
     @classmethod
     def fixed(cls, delay: float, max_attempts: int = 5, timeout: float | None = None) -> QueueRetryConfig:
         """The same delay, in seconds, before each retry (less up to 10 % of jitter)."""
-        return cls(max_attempts, [_check_seconds("delay", delay)], timeout)
+        return cls(max_attempts, [check_seconds("delay", delay, zero=True)], timeout)
 
     @classmethod
     def exponential(
@@ -139,10 +139,10 @@ class QueueRetryConfig:
 
 
 def _exponential(base: float, min_delay: float, max_delay: float, max_attempts: int) -> list[float]:
-    base = _check_number("base", base)
+    base = check_number("base", base)
     if base < 1:
         raise ConfigurationError(f"base must be 1 or more, got {base}")
-    delay, cap = _check_seconds("min_delay", min_delay), _check_seconds("max_delay", max_delay)
+    delay, cap = check_seconds("min_delay", min_delay, zero=True), check_seconds("max_delay", max_delay, zero=True)
     if delay > cap:
         raise ConfigurationError(f"min_delay ({delay}) must not be above max_delay ({cap})")
     delays = [delay]
@@ -153,26 +153,11 @@ def _exponential(base: float, min_delay: float, max_delay: float, max_attempts: 
 
 
 def _check_attempts(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_ATTEMPTS_LIMIT:
-        raise ConfigurationError(f"max_attempts must be an integer from 1 to {MAX_ATTEMPTS_LIMIT}, got {value!r}")
-    return value
-
-
-def _check_number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigurationError(f"{name} must be a finite number, got {value!r}")
-    return float(value)
-
-
-def _check_seconds(name: str, value: object) -> float:
-    seconds = _check_number(name, value)
-    if seconds < 0:
-        raise ConfigurationError(f"{name} must be 0 or more seconds, got {value!r}")
-    return seconds
+    return check_count("max_attempts", value, most=MAX_ATTEMPTS_LIMIT)
 
 
 def _check_jitter(value: object) -> float:
-    jitter = _check_number("jitter", value)
+    jitter = check_number("jitter", value)
     if not 0 <= jitter <= 1:
         raise ConfigurationError(f"jitter must be from 0 to 1, got {value!r}")
     return jitter
@@ -183,4 +168,4 @@ def _check_delays(delays: object) -> list[float]:
         raise ConfigurationError(f"delays must be a list of seconds, got {delays!r}")
     if not 1 <= len(delays) <= MAX_ATTEMPTS_LIMIT:
         raise ConfigurationError(f"delays needs 1 to {MAX_ATTEMPTS_LIMIT} entries, got {len(delays)}")
-    return [_check_seconds(f"delays[{index}]", delay) for index, delay in enumerate(delays)]
+    return [check_seconds(f"delays[{index}]", delay, zero=True) for index, delay in enumerate(delays)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from queue_system.broker.commands import Status
+from queue_system.broker.messages import Status
 from queue_system.keys import Keys
 
 SEED_COUNTERS: Final = (

@@ -19,17 +19,16 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from queue_system.broker.commands import Delivery
+from queue_system.broker.messages import Delivery
+from queue_system.checks import check_count, check_seconds
 from queue_system.config import QueueConfig
-from queue_system.context import OperationContext
 from queue_system.errors import (
     BrokerUnavailableError,
     CircuitOpenError,
-    ConfigurationError,
     DecodeError,
     ImportRefusedError,
     ThreadPoolExhaustedError,
@@ -57,8 +56,9 @@ from queue_system.outcome import (
     decide_unknown,
     total_timeout_exceeded,
 )
-from queue_system.registry import FunctionRef, is_async, takes_context
+from queue_system.registry import FunctionRef
 from queue_system.runtime.attempts import Attempt
+from queue_system.runtime.calling import AttemptTimeoutError, await_processor, call_processor, runs_on_loop
 from queue_system.runtime.engine import LEASE_LOST, SHUTDOWN, Engine, EngineSettings
 from queue_system.runtime.incident import describe_error
 from queue_system.runtime.intake import Claim
@@ -67,9 +67,6 @@ from queue_system.utils import circuit_breaker, retry_with_backoff, with_timeout
 
 DEFAULT_LEASE: Final = 10.0
 DEFAULT_GRACE: Final = 30.0
-
-_is_async = functools.lru_cache(maxsize=4096)(is_async)
-_takes_context = functools.lru_cache(maxsize=4096)(takes_context)
 
 
 class QueueWorker:
@@ -107,19 +104,19 @@ class QueueWorker:
         stall_limit: float = STALL_LIMIT,
     ) -> None:
         self.config = config
-        self.max_workers = _check_count("max_workers", max_workers)
-        self.work_timeout = _check_positive("work_timeout", work_timeout)
-        self.thread_pool_size = _check_count("thread_pool_size", thread_pool_size)
-        self.grace = _check_positive("grace", grace, zero=True)
+        self.max_workers = check_count("max_workers", max_workers)
+        self.work_timeout = check_seconds("work_timeout", work_timeout)
+        self.thread_pool_size = check_count("thread_pool_size", thread_pool_size)
+        self.grace = check_seconds("grace", grace, zero=True)
         self.worker_id = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.state = "new"
         self._settings = EngineSettings(
             worker_id=self.worker_id,
             max_workers=self.max_workers,
             thread_pool_size=self.thread_pool_size,
-            lease=_check_positive("lease", lease),
-            max_crashes=_check_count("max_crashes", max_crashes, least=0),
-            stall_limit=_check_positive("stall_limit", stall_limit),
+            lease=check_seconds("lease", lease),
+            max_crashes=check_count("max_crashes", max_crashes, least=0),
+            stall_limit=check_seconds("stall_limit", stall_limit),
             done_ttl=config.done_ttl,
             retention=config.backup_ttl,
             # A callback carries its parent's entity and its result.
@@ -216,11 +213,7 @@ class QueueWorker:
                 return self._finish(attempt, decide_unknown(item, _unknown(item)))
             if total_timeout_exceeded(item, attempt.retry, self._engine.fetcher.server_time()):
                 return await self._handle_timeout_exceeded(item, item["entity"], operation_id, redis)
-            if not attempt.info.is_async:
-                return self._start_sync(attempt, function, queue, worker_id)
-            if worker_id == self._engine.dispatcher:  # it must not wait: the pool would starve
-                return self._engine.reroute(claim)
-            return await self._run_async(attempt, function, queue, worker_id)
+            return await self._dispatch(attempt, function, queue, worker_id)
 
     def _find_processor(self, processor_name: str, processor_module: str | None = None) -> Callable[..., Any] | None:
         """The processor of that name: registered, or let in by the import policy. None when unknown here.
@@ -235,7 +228,7 @@ class QueueWorker:
         """Seconds for an attempt: the operation's own or `work_timeout`, but no more than its total time leaves."""
         own = item.get("timeout")
         timeout = self.work_timeout if own is None else own
-        total = (item.get("retry_config") or {}).get("timeout")
+        total: float | None = (item.get("retry_config") or {}).get("timeout")
         if total is None:
             return timeout
         now = self._engine.fetcher.server_time()
@@ -341,6 +334,14 @@ class QueueWorker:
             return await callback.function(data)
         return await self._engine.callback_pool.submit(functools.partial(callback.function, data), patient=True)
 
+    async def _dispatch(self, attempt: Attempt, function: Callable[..., Any], queue: bytes, worker_id: int) -> bool:
+        """Run an async operation here, hand a sync one to the pool."""
+        if not attempt.info.is_async:
+            return self._start_sync(attempt, function, queue, worker_id)
+        if worker_id == self._engine.dispatcher:  # it must not wait for an operation: the pool would starve
+            return self._engine.reroute(attempt)
+        return await self._run_async(attempt, function, queue, worker_id)
+
     async def _run_async(self, attempt: Attempt, function: Callable[..., Any], queue: bytes, worker_id: int) -> bool:
         """Await a processor, and see to how it ends."""
         item, redis = attempt.item, self._engine.outbox
@@ -349,8 +350,8 @@ class QueueWorker:
         with self._hooks.attempt_context(attempt.started_event):
             self._hooks.on_event(attempt.started_event)
             try:
-                result = await self._await_processor(attempt, function, timeout)
-            except _AttemptTimeoutError as error:
+                result = await await_processor(function, attempt, timeout, self.config.logger)
+            except AttemptTimeoutError as error:
                 attempt.error = describe_error(error)
                 return await self._handle_execution_timeout(
                     item, entity, operation_id, timeout, queue, redis, worker_id
@@ -362,40 +363,6 @@ class QueueWorker:
                     error, item, entity, operation_id, worker_id, queue, redis
                 )
             return self._finish(attempt, Success(result))
-
-    async def _await_processor(self, attempt: Attempt, function: Callable[..., Any], timeout: float) -> Any:
-        """The processor's result. It runs in a task of its own, so that what it sets in its context stays there.
-
-        Raises:
-            _AttemptTimeoutError: it was cancelled after `timeout` seconds (and did not carry on all the same).
-        """
-        call = self._call(attempt, function, time.monotonic() + timeout)
-        attempt.task = asyncio.get_running_loop().create_task(_contained(call))
-        try:
-            async with asyncio.timeout(timeout) as limit:
-                return await attempt.task
-        except TimeoutError as error:
-            if limit.expired():
-                raise _AttemptTimeoutError(f"cancelled after {timeout:g} s") from error
-            raise
-
-    def _call(self, attempt: Attempt, function: Callable[..., Any], deadline: float | None) -> Any:
-        """Call a processor with ``(entity)``, or ``(entity, context)`` when it takes that."""
-        item = attempt.item
-        if attempt.info.kind == KIND_CALLBACK or not _takes_context(function):
-            return function(item["entity"])
-        ids = {"operation_id": item["operation_id"], "attempt": attempt.number, "queue": item["queue"]}
-        return function(
-            item["entity"],
-            OperationContext(
-                item["operation_id"],
-                attempt.number,
-                deadline,
-                item["queue"],
-                item["priority"],
-                self.config.logger.bind(**ids),
-            ),
-        )
 
     def _start_sync(self, attempt: Attempt, function: Callable[..., Any], queue: bytes, worker_id: int) -> bool:
         """Hand an operation over to the pool, and do not wait for it here."""
@@ -409,29 +376,29 @@ class QueueWorker:
         """See a sync operation through the pool, and to how it ends."""
         item, redis = attempt.item, self._engine.outbox
         entity, operation_id = item["entity"], item["operation_id"]
-        with self._engine.attempts.closing(attempt), self._engine.slot_of(attempt), self._patience(attempt):
-            with self._hooks.attempt_context(attempt.started_event):
-                try:
-                    result = await self._execute_sync_processor(
-                        functools.partial(self._call_in_thread, attempt, function), entity, operation_id
-                    )
-                except ThreadPoolExhaustedError:
-                    await self._handle_pool_exhaustion(item, entity, operation_id, queue, redis, worker_id)
-                except asyncio.CancelledError:
-                    await self._handle_cancellation(attempt, redis)
-                except Exception as error:  # noqa: BLE001  whatever a processor raises is its outcome
-                    await self._handle_processing_exception(error, item, entity, operation_id, worker_id, queue, redis)
-                else:
-                    self._finish(attempt, Success(result))
+        call = functools.partial(self._call_in_thread, attempt, function)
+        with self._held_by_pool(attempt), self._hooks.attempt_context(attempt.started_event):
+            try:
+                result = await self._execute_sync_processor(call, entity, operation_id)
+            except ThreadPoolExhaustedError:
+                await self._handle_pool_exhaustion(item, entity, operation_id, queue, redis, worker_id)
+            except asyncio.CancelledError:
+                await self._handle_cancellation(attempt, redis)
+            except Exception as error:  # noqa: BLE001  whatever a processor raises is its outcome
+                await self._handle_processing_exception(error, item, entity, operation_id, worker_id, queue, redis)
+            else:
+                self._finish(attempt, Success(result))
 
     def _call_in_thread(self, attempt: Attempt, function: Callable[..., Any], _: dict[str, Any]) -> Any:
         attempt.begin(self._engine.fetcher.server_time())
         self._hooks.on_event(attempt.started_event)
-        return self._call(attempt, function, None)
+        return call_processor(function, attempt, None, self.config.logger)
 
     @contextmanager
-    def _patience(self, attempt: Attempt) -> Iterator[None]:
-        """A mere backlog takes one attempt at most, and never the last: such an operation waits for its thread."""
+    def _held_by_pool(self, attempt: Attempt) -> Iterator[None]:
+        """While the pool has an operation. A mere backlog takes one of its attempts at most, and never the last:
+        after that it is patient, and waits for its thread.
+        """  # noqa: D205
         operation_id = attempt.item["operation_id"]
         if attempt.item.get("exhaustions", 0) > 0 or attempt.number >= attempt.retry.max_attempts:
             self._patient.add(operation_id)
@@ -439,6 +406,7 @@ class QueueWorker:
             yield
         finally:
             self._patient.discard(operation_id)
+            self._engine.taken_from_pool(attempt)
 
     async def _handle_cancellation(self, attempt: Attempt, redis: Any) -> bool:
         """Cancelled by a stop: given back. After a lost lease: dropped. By itself: an attempt like any other."""
@@ -486,7 +454,7 @@ class QueueWorker:
 
     @staticmethod
     def _runs_on_loop(item: Operation, function: Callable[..., Any] | None) -> bool:
-        return function is None or item.get("kind") == KIND_CALLBACK or _is_async(function)
+        return function is None or item.get("kind") == KIND_CALLBACK or runs_on_loop(function)
 
     def _put_back_newer(self, claim: Claim, error: NewerSchemaError) -> bool:
         """For a newer worker: put back with a delay, up to a limit."""
@@ -505,8 +473,8 @@ class QueueWorker:
             self._engine.attempts.reject(claim, describe_error(error))
             return
         with self._engine.attempts.closing(attempt):
-            error = ErrorInfo("WorkerCrashed", f"{delivery.crashes} workers died while they ran this operation")
-            self._finish(attempt, Failure(CRASHED, error, CRASHED, attempted=False))
+            crashed = ErrorInfo("WorkerCrashed", f"{delivery.crashes} workers died while they ran this operation")
+            self._finish(attempt, Failure(CRASHED, crashed, CRASHED, attempted=False))
 
     async def _guard(self) -> None:
         """When the event loop is being torn down around a running worker, still give back what it holds."""
@@ -522,30 +490,6 @@ class QueueWorker:
         self._hooks.on_event(WorkerChanged(self.worker_id, state))
 
 
-class _AttemptTimeoutError(Exception):
-    """The worker's own time limit, as opposed to a `TimeoutError` that a processor raises."""
-
-
-async def _contained(call: Awaitable[Any]) -> Any:
-    """Keep `SystemExit` of a processor from ending the worker."""
-    try:
-        return await call
-    except SystemExit as error:
-        raise RuntimeError(f"the processor raised SystemExit({error.code!r})") from error
-
-
 def _unknown(item: Operation) -> ErrorInfo:
     name = FunctionRef(item["processor"], item["processor_module"])
     return ErrorInfo("UnknownProcessor", f"no worker knows {name}: does its module import, is it spelt right?")
-
-
-def _check_count(name: str, value: object, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{name} must be an integer of {least} or more, got {value!r}")
-    return value
-
-
-def _check_positive(name: str, value: object, *, zero: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or (value == 0 and not zero):
-        raise ConfigurationError(f"{name} must be {'0 or more' if zero else 'more than 0'} seconds, got {value!r}")
-    return float(value)

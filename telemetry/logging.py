@@ -19,6 +19,11 @@ from queue_system.hooks import (
     WorkerTaskFailed,
 )
 
+_WORKER_EVENTS: Final = {
+    "running": "worker_running",
+    "draining": "worker_draining",
+    "stopped": "worker_stopped",
+}
 _RESULT_LEVELS: Final = {
     "processed": "debug",
     "retried": "warning",
@@ -47,7 +52,7 @@ class LogListener(Hooks):
             case AttemptFinished() | PoolExhausted():
                 pass
             case WorkerChanged():
-                self._logger.info(f"worker_{event.state}", worker_id=event.worker_id)
+                self._logger.info(_WORKER_EVENTS.get(event.state, event.state), worker_id=event.worker_id)
             case Reclaimed():
                 self._logger.warning("leases_reclaimed", returned=event.returned, quarantined=event.quarantined)
             case LeaseLost():
@@ -74,4 +79,4 @@ class LogListener(Hooks):
         if event.error_type:
             fields["error_type"] = event.error_type
         log = getattr(self._logger, _RESULT_LEVELS[event.result])
-        log(f"{operation.kind}_{event.result}", **fields)
+        log(operation.kind + "_" + event.result, **fields)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import redis.asyncio as aioredis
 from redis.exceptions import NoScriptError
 
-from queue_system.broker.commands import Call
+from queue_system.broker.messages import Call
 from queue_system.broker.resend import Resend, read_reply, worth_retrying
 from queue_system.broker.scripts import Script, load_scripts
 from queue_system.broker.translate import CLIENT_ERRORS, translate
@@ -24,7 +24,7 @@ class AsyncBroker:
     def __init__(
         self, client: aioredis.Redis, address: str, *, tries: int = 1, scripts: dict[str, Script] | None = None
     ) -> None:
-        self._client = client
+        self._client: Any = client  # redis-py's execute_command has no types
         self._address = address
         self._tries = tries
         self._scripts = load_scripts() if scripts is None else scripts

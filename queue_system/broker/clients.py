@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 import redis
@@ -63,8 +63,7 @@ class UrlClients:
 
     def aio(self, *, timeout: float) -> aioredis.Redis:
         """See `ClientFactory`."""
-        client = aioredis.Redis.from_url(self._resolved(), retry=AsyncRetry(NoBackoff(), 0), **_options(timeout))
-        return cast("aioredis.Redis", client)
+        return aioredis.Redis.from_url(self._resolved(), retry=AsyncRetry(NoBackoff(), 0), **_options(timeout))
 
     def _resolved(self) -> str:
         if self._real_url is None:

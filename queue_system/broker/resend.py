@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from queue_system.broker.commands import Call
+from queue_system.broker.messages import Call
 from queue_system.broker.translate import RETRYABLE, translate
 from queue_system.errors import BrokerUnavailableError, QueueError
 

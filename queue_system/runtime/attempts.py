@@ -128,16 +128,18 @@ class Attempts:
         self._running[attempt.key] = attempt
         return attempt
 
+    def close(self, attempt: Attempt) -> None:
+        """End the account of an attempt."""
+        self._running.pop(attempt.key, None)
+
     @contextmanager
     def closing(self, attempt: Attempt) -> Iterator[None]:
-        """End the account of an attempt, unless it was handed over to the pool's own task meanwhile."""
-        task = attempt.task
+        """End the account of an attempt afterwards, unless it was handed over to the pool meanwhile."""
         try:
             yield
         finally:
-            handed_over = attempt.claim is not None and attempt.claim.handed_over and task is None
-            if not handed_over:
-                self._running.pop(attempt.key, None)
+            if attempt.claim is None or not attempt.claim.handed_over:
+                self.close(attempt)
 
     def of(self, item: Operation) -> Attempt:
         """The attempt of an operation as claimed; a new account for one that is not known."""

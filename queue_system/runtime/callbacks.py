@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any, Final
 
-from queue_system.broker.commands import Callback
+from queue_system.broker.messages import Callback
 from queue_system.errors import EntityTooLargeError
 from queue_system.keys import CALLBACK_QUEUE
 from queue_system.operation import (

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from queue_system.broker.aio import AsyncBroker
-from queue_system.broker.commands import Commands, Delivery
+from queue_system.broker.commands import Commands
+from queue_system.broker.messages import Delivery
 from queue_system.errors import BrokerUnavailableError, QueueError
 from queue_system.hooks import BrokerError, Hooks, LeaseLost, WorkerTaskFailed
 from queue_system.runtime.attempts import Attempt, Attempts
@@ -197,26 +197,25 @@ class Engine:
             self.leases.remove(claim.delivery.operation_id, claim.delivery.token)
 
     def hand_over(self, attempt: Attempt) -> None:
-        """The attempt goes to the pool: its slot is one of the pool's, and `slot_of` frees it."""
+        """The attempt goes to the pool: its slot is one of the pool's, and `taken_from_pool` frees it."""
         if attempt.claim is not None:
             attempt.claim.handed_over = True
             self.intake.switch(attempt.claim, sync=True)
 
-    def reroute(self, claim: Claim) -> bool:
-        """An async operation came on the lane of sync ones: hand it to the worker tasks."""
-        claim.handed_over = True
-        self.intake.switch(claim, sync=False)
-        self.intake.requeue(claim)
-        return True
+    def taken_from_pool(self, attempt: Attempt) -> None:
+        """The attempt that was handed over is through."""
+        self.attempts.close(attempt)
+        if attempt.claim is not None:
+            self.done(attempt.claim)
 
-    @contextmanager
-    def slot_of(self, attempt: Attempt) -> Iterator[None]:
-        """Free the slot of an attempt that was handed over when it ends."""
-        try:
-            yield
-        finally:
-            if attempt.claim is not None:
-                self.done(attempt.claim)
+    def reroute(self, attempt: Attempt) -> bool:
+        """An async operation came on the lane of sync ones: its claim goes to the worker tasks, which start anew."""
+        self.attempts.close(attempt)
+        if attempt.claim is not None:
+            attempt.claim.handed_over = True
+            self.intake.switch(attempt.claim, sync=False)
+            self.intake.requeue(attempt.claim)
+        return True
 
     def _supervised(self, *loops: tuple[str, Callable[[], Awaitable[None]]]) -> list[SupervisedLoop]:
         return [SupervisedLoop(name, run, self._loop_failed) for name, run in loops]

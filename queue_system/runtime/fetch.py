@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from queue_system.broker.aio import AsyncBroker
-from queue_system.broker.commands import Call, Claimed, Commands, Delivery, ReadyQueue
+from queue_system.broker.commands import Commands
+from queue_system.broker.messages import Call, Claimed, Delivery, ReadyQueue
 from queue_system.errors import BrokerUnavailableError, QueueError
 from queue_system.hooks import BrokerCall, BrokerError, Hooks
 from queue_system.keys import PRIORITIES

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
-from queue_system.broker.commands import MAX_COMPLETE, Call, Callback, Commands, Completion
+from queue_system.broker.commands import Commands
+from queue_system.broker.messages import MAX_COMPLETE, Call, Callback, Completion
 from queue_system.errors import BrokerUnavailableError, QueueError
 from queue_system.hooks import Hooks, OperationInfo, OutcomeApplied
 from queue_system.operation import KIND_CALLBACK

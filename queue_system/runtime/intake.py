@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from queue_system.broker.commands import Delivery
+from queue_system.broker.messages import Delivery
 from queue_system.runtime.fetch import Slots
 
 
@@ -73,7 +73,6 @@ class Intake:
 
     def requeue(self, claim: Claim) -> None:
         """Hand a claim, whose slot is taken, to the tasks of its lane."""
-        claim.handed_over = False
         (self._sync_lane if claim.sync else self._async_lane).put_nowait(claim)
 
     def done(self, claim: Claim) -> None:

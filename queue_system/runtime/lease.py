@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from queue_system.broker.commands import MAX_RENEW, Call, Commands
+from queue_system.broker.commands import Commands
+from queue_system.broker.messages import MAX_RENEW, Call
 from queue_system.errors import QueueError
 
 RENEWALS_PER_LEASE: Final = 3

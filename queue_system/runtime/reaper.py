@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 from queue_system.broker.aio import AsyncBroker
-from queue_system.broker.commands import REAP_LIMIT, Commands, Delivery
+from queue_system.broker.commands import Commands
+from queue_system.broker.messages import REAP_LIMIT, Delivery
 from queue_system.errors import BrokerUnavailableError
 from queue_system.hooks import Hooks, Reclaimed
 

@@ -1,0 +1,154 @@
+"""What goes between the queue and its scripts: calls, and what is read out of their replies."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar
+
+T = TypeVar("T")
+
+MAX_ENQUEUE: Final = 1000  # operations a call: Lua's unpack is safe up to there, and 1,000 take about 15 ms of Redis
+MAX_CLAIM: Final = 400
+MAX_COMPLETE: Final = 300
+MAX_RENEW: Final = 500
+REAP_LIMIT: Final = 100
+
+# The kinds of a queue's processors, as the scripts know them.
+KIND_ASYNC: Final = "a"
+KIND_SYNC: Final = "s"
+KIND_UNKNOWN: Final = "m"  # both, or this process does not know
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request: a script's name with keys and arguments, or (no keys) a plain command.
+
+    `idempotent`: may be sent again when its reply was lost. A claim must not: its lease expires instead.
+    `parse_again`: reads the reply of a call that was sent again, where that means something else.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    args: Sequence[Any]
+    parse: Callable[[Any], T]
+    idempotent: bool = True
+    plain: bool = False
+    parse_again: Callable[[Any], T] | None = None
+
+
+class Accepted(enum.Enum):
+    """What the enqueue script said of one operation."""
+
+    QUEUED = "queued"
+    SCHEDULED = "scheduled"
+    DUPLICATE_ID = "duplicate_id"
+    DUPLICATE_KEY = "duplicate_key"
+
+
+@dataclass(frozen=True, slots=True)
+class NewOperation:
+    """An encoded operation on its way in. `delay` and `dedup_window` are in seconds."""
+
+    operation_id: str
+    body: bytes
+    delay: float = 0.0
+    deduplication_key: str | None = None
+    dedup_window: float = 0.0
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One claim of one operation: what the worker holds while its lease lasts. Times in seconds, clock of Redis."""
+
+    operation_id: str
+    ready_key: str
+    token: int
+    attempts: int
+    crashes: int
+    exhaustions: int
+    first_attempt_time: float
+    ready_at: float
+    claimed_at: float
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyQueue:
+    """One list of ready operations and the kind of its processors: ``a`` async, ``s`` sync, ``m`` mixed."""
+
+    queue: str
+    priority: str
+    kind: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A claim's reply. `next_due` is in seconds from now, None when nothing is delayed."""
+
+    now: float
+    deliveries: list[Delivery]
+    next_due: float | None
+    more_async: bool
+    more_sync: bool
+    registry_version: str
+    registry: list[ReadyQueue] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """A reaping's reply: how many went back, whether an outage's grace runs, and whom to quarantine."""
+
+    returned: int
+    in_grace: bool
+    quarantined: list[Delivery]
+
+
+@dataclass(frozen=True, slots=True)
+class FailureRow:
+    """One entry of the failures or system errors as Redis keeps it."""
+
+    operation_id: str
+    queue: str
+    state: str
+    body: bytes
+    attempts: int
+    error: bytes
+    history: list[bytes]
+    failed_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """All counts in one instant. `workers` are (id, threads, share of them busy)."""
+
+    now: float
+    queues: dict[str, int]
+    delayed: int
+    leased: int
+    failures: int
+    system_errors: int
+    metrics: dict[str, str]
+    workers: list[tuple[str, int, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """A callback to enqueue with its parent's outcome."""
+
+    operation_id: str
+    queue: str
+    priority: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One operation that ended well."""
+
+    operation_id: str
+    token: int
+    kind: str  # "o" or "c"
+    callback: Callback | None = None

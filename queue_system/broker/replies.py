@@ -1,0 +1,132 @@
+"""Reads the scripts' replies. Without I/O; redis-py gives them as bytes, numbers and nested lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from queue_system.broker.messages import Accepted, Claimed, Delivery, FailureRow, ReadyQueue, Status
+from queue_system.errors import BrokerReplyError
+
+_OPERATION_VALUES = 9
+_FAILURE_VALUES = 8
+
+
+def claimed(reply: Any, ready: tuple[str, ...], ready_key: Callable[[str, str], str]) -> Claimed:
+    """The reply of claim; `ready` are the lists it was asked for, `ready_key` names the list of a queue."""
+    now_ms, due, more_async, more_sync, version, registry, operations = reply
+    now = int(now_ms) / 1000
+    return Claimed(
+        now=now,
+        deliveries=deliveries(operations, ready, now),
+        next_due=None if int(due) < 0 else int(due) / 1000,
+        more_async=bool(more_async),
+        more_sync=bool(more_sync),
+        registry_version=text(version),
+        registry=_registry(registry, ready_key) if registry else None,
+    )
+
+
+def _registry(flat: Any, ready_key: Callable[[str, str], str]) -> list[ReadyQueue]:
+    pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
+    queues = []
+    for raw_name, kind in pairs:
+        priority, _, queue = text(raw_name).partition(":")
+        queues.append(ReadyQueue(queue, priority, text(kind), ready_key(queue, priority)))
+    return queues
+
+
+def deliveries(flat: Any, ready: tuple[str, ...], now: float) -> list[Delivery]:
+    """Claimed operations; `now` is the time of the claim in seconds."""
+    found = []
+    for i in range(0, len(flat), _OPERATION_VALUES):
+        raw_id, index, token, attempts, crashes, exhaustions, first, due, body = flat[i : i + _OPERATION_VALUES]
+        found.append(
+            Delivery(
+                from_id(raw_id),
+                ready[index - 1] if index else "",
+                int(token),
+                int(attempts),
+                int(crashes),
+                int(exhaustions),
+                int(first) / 1000,
+                int(due) / 1000,
+                now,
+                body if isinstance(body, bytes) else body.encode(),
+            )
+        )
+    return found
+
+
+def accepted(code: bytes | str, own_id: str) -> tuple[Accepted, str]:
+    """What became of one new operation, and the holder of a duplicate."""
+    answer = text(code)
+    if answer == "q":
+        return Accepted.QUEUED, own_id
+    if answer == "s":
+        return Accepted.SCHEDULED, own_id
+    if answer == "i":
+        return Accepted.DUPLICATE_ID, own_id
+    if answer.startswith("d"):
+        return Accepted.DUPLICATE_KEY, answer[1:]
+    raise BrokerReplyError(f"the enqueue script answered {answer!r}, which this version does not know")
+
+
+def failure_rows(flat: Any) -> list[FailureRow]:
+    """Entries of the failures or system errors."""
+    rows = []
+    for i in range(0, len(flat), _FAILURE_VALUES):
+        raw_id, queue, state, body, attempts, error, history, failed_at = flat[i : i + _FAILURE_VALUES]
+        rows.append(
+            FailureRow(
+                from_id(raw_id),
+                text(queue),
+                text(state),
+                as_bytes(body),
+                int(attempts or 0),
+                as_bytes(error),
+                as_bytes(history).split(b"\n") if history else [],
+                int(failed_at or 0) / 1000,
+            )
+        )
+    return rows
+
+
+def status(reply: Any) -> Status:
+    """The reply of status."""
+    now, queues, delayed, leased, failures, system_errors, metrics, workers = reply
+    metric_pairs = metrics.items() if isinstance(metrics, dict) else zip(metrics[::2], metrics[1::2], strict=True)
+    return Status(
+        now=int(now) / 1000,
+        queues={text(name): int(length) for name, length in zip(queues[::2], queues[1::2], strict=True)},
+        delayed=int(delayed),
+        leased=int(leased),
+        failures=int(failures),
+        system_errors=int(system_errors),
+        metrics={text(name): text(value) for name, value in metric_pairs},
+        workers=[
+            (text(worker), int(threads), float(busy))
+            for worker, threads, busy in zip(workers[::3], workers[1::3], workers[2::3], strict=True)
+        ],
+    )
+
+
+def text(value: bytes | str) -> str:
+    """A text; bytes that are none are replaced."""
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
+
+
+def as_bytes(value: bytes | str) -> bytes:
+    """The bytes as they are in Redis."""
+    return value if isinstance(value, bytes) else value.encode()
+
+
+def from_id(raw: bytes | str) -> str:
+    """An operation id. `to_id` is the inverse."""
+    # Ids written by hand may be any bytes: they must survive the way there and back.
+    return raw if isinstance(raw, str) else raw.decode("utf-8", "surrogateescape")
+
+
+def to_id(operation_id: str) -> bytes:
+    """An operation id for Redis."""
+    return operation_id.encode("utf-8", "surrogateescape")

@@ -1,0 +1,32 @@
+"""Checks of numbers that callers give, with errors that say what to do. Used wherever a number comes in."""
+
+from __future__ import annotations
+
+import math
+
+from queue_system.errors import ConfigurationError, QueueError
+
+
+def check_number(name: str, value: object, *, error: type[QueueError] = ConfigurationError) -> float:
+    """Return `value` as a float; raise `error` unless it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise error(f"{name} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def check_seconds(
+    name: str, value: object, *, zero: bool = False, error: type[QueueError] = ConfigurationError
+) -> float:
+    """Return `value` as a float; raise `error` unless it is a number of seconds above 0, or 0 if `zero`."""
+    seconds = check_number(name, value, error=error)
+    if seconds < 0 or (seconds == 0 and not zero):
+        raise error(f"{name} must be {'0 or more' if zero else 'more than 0'} seconds, got {value!r}")
+    return seconds
+
+
+def check_count(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:
+    """Return `value`; raise `ConfigurationError` unless it is an integer from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        limits = f"of {least} or more" if most is None else f"from {least} to {most:,}"
+        raise ConfigurationError(f"{name} must be an integer {limits}, got {value!r}")
+    return value
