@@ -21,9 +21,8 @@ from queue_system.errors import (
 from queue_system.manager import AsyncQueueManager, QueueManager
 from queue_system.registry import processor
 from queue_system.retry import QueueRetryConfig
+from queue_system.version import __version__
 from queue_system.worker import QueueWorker
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AsyncQueueManager",
@@ -46,5 +45,6 @@ __all__ = [
     "UnresolvableFunctionError",
     "UnsupportedServerError",
     "WorkerStateError",
+    "__version__",
     "processor",
 ]

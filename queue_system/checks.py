@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import sys
+from typing import Final
 
 from queue_system.errors import ConfigurationError, QueueError
+
+MAX_SECONDS: Final = 100 * 365 * 86400
+"""A hundred years: in milliseconds still an exact number everywhere, and an expiry that Redis accepts."""
 
 
 def check_number(name: str, value: object, *, error: type[QueueError] = ConfigurationError) -> float:
     """Return `value` as a float; raise `error` unless it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise error(f"{name} must be a finite number, got {value!r}")
     return float(value)
 
@@ -17,10 +21,15 @@ def check_number(name: str, value: object, *, error: type[QueueError] = Configur
 def check_seconds(
     name: str, value: object, *, zero: bool = False, error: type[QueueError] = ConfigurationError
 ) -> float:
-    """Return `value` as a float; raise `error` unless it is a number of seconds above 0, or 0 if `zero`."""
+    """Return `value` as a float; raise `error` unless it is a number of seconds above 0 (or 0 if `zero`).
+
+    A hundred years is the most: what is longer is a mistake, and Redis refuses it in the middle of a script.
+    """
     seconds = check_number(name, value, error=error)
     if seconds < 0 or (seconds == 0 and not zero):
         raise error(f"{name} must be {'0 or more' if zero else 'more than 0'} seconds, got {value!r}")
+    if seconds > MAX_SECONDS:
+        raise error(f"{name} must be at most a hundred years in seconds, got {value!r}")
     return seconds
 
 

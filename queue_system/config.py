@@ -55,9 +55,10 @@ class QueueConfig:
         max_operation_bytes: limit of an encoded operation, 256 KiB by default.
         max_depth: limit of an entity's nesting, 100 by default.
         importable_modules: prefixes of modules that workers may import by name; None (default) for the
-            application's own modules only, an empty list for none. See `imports.ImportPolicy`.
+            application's own modules only, an empty list for none. Or an `imports.ImportPolicy`, which see.
         registry: where processors are registered; the process-wide one by default.
         telemetry: None for no telemetry, or a list of `Hooks` of your own; by default metrics, spans and logs.
+        listeners: `Hooks` of your own, besides those of `telemetry`.
         client_factory: where Redis clients come from, for tests (`queue_system.testing`).
 
     Raises:
@@ -78,9 +79,10 @@ class QueueConfig:
         deduplication_window: float = DEFAULT_DEDUPLICATION_WINDOW,
         max_operation_bytes: int = DEFAULT_MAX_BYTES,
         max_depth: int = DEFAULT_MAX_DEPTH,
-        importable_modules: Sequence[str] | None = None,
+        importable_modules: Sequence[str] | ImportPolicy | None = None,
         registry: Registry = default_registry,
         telemetry: Sequence[Hooks] | str | None = "default",
+        listeners: Sequence[Hooks] = (),
         client_factory: ClientFactory | None = None,
     ) -> None:
         if redis_client is not None and redis_url is not None:
@@ -97,13 +99,15 @@ class QueueConfig:
         self.clients = client_factory or _make_clients(redis_client, redis_url)
         self.registry = registry
         self.callbacks = Registry()
-        policy = ImportPolicy(importable_modules)
+        policy = (
+            importable_modules if isinstance(importable_modules, ImportPolicy) else ImportPolicy(importable_modules)
+        )
         self._resolver = Resolver(registry, policy)
         self._callback_resolver = Resolver(self.callbacks, policy)
         self._redis: redis.Redis | None = None
         self._broker: SyncBroker | None = None
         self._define_queue_keys()
-        self.hooks: Hooks = HookChain(self._listeners(telemetry))
+        self.hooks: Hooks = HookChain((*self._listeners(telemetry), *listeners))
         self.breaker = CircuitBreaker(
             "redis", failure_threshold=5, recovery_timeout=2.0, on_change=self._breaker_changed
         )
@@ -134,12 +138,13 @@ class QueueConfig:
 
         Raises:
             UnresolvableFunctionError: a lambda or local function without a `name`.
+            ConfigurationError: another function has this name already.
         """
         if name is None and self.callbacks.by_function(callback) is not None:
             return
         reference = reference_of(callback) if name is None else FunctionRef(name, module or callback.__module__)
-        key = self.get_callback_key(reference.name, reference.module)
-        if not any(self.get_callback_key(known.name, known.module) == key for known in self.callbacks.names()):
+        known = self.callbacks.find(reference.name, reference.module)
+        if known is None or known.function is not callback:
             self.callbacks.register(callback, name=reference.name, module=reference.module)
 
     def find_processor(self, name: str, module: str | None) -> Processor | None:

@@ -59,9 +59,10 @@ class OperationFactory:
         """A unique id: 32 hexadecimal digits."""
         return uuid.uuid4().hex
 
-    def _hash_entity(self, entity: dict[str, Any]) -> str:
+    def _hash_entity(self, entity: dict[str, Any], *, default_serializer: Callable[[Any], Any] | None = None) -> str:
         """SHA-256 of the entity's JSON with sorted keys: equal for equal content, whatever the order of keys."""
-        return hashlib.sha256(encode_entity(entity, sort_keys=True)).hexdigest()
+        encoded = encode_entity(entity, default_serializer, max_depth=self.config.max_depth, sort_keys=True)
+        return hashlib.sha256(encoded).hexdigest()
 
     def _serialize_entity(self, entity: Any, default_serializer: Callable[[Any], Any] | None = None) -> str:
         """The entity's JSON.
@@ -88,6 +89,7 @@ class OperationFactory:
         on_failure: FunctionOrName | None = None,
         timeout: float | None = None,
         deduplication_key: str | None = None,
+        custom_serializer: Callable[[Any], Any] | None = None,
         delay: float = 0.0,
         deduplicate: bool = False,
         deduplication_window: float | None = None,
@@ -95,20 +97,20 @@ class OperationFactory:
         """Check every argument and put it into the form of an operation; registers functions given as such."""
         known = self._processor(processor)
         reference = reference_of(processor) if known is None else known.ref
-        queue = queue_name or (known and known.queue) or reference.name.rpartition(".")[2]
+        queue = _given_or_default(queue_name, known, "queue")
         if isinstance(priority, _Default) and known is not None and known.priority is not None:
             priority = known.priority
-        retry = retry_config or (known and known.retry_config) or None
+        retry = _given_or_default(retry_config, known, "retry_config")
         if retry is not None and not isinstance(retry, QueueRetryConfig):
             raise InvalidOperationError(f"retry_config must be a QueueRetryConfig, not {type(retry).__name__}")
         if deduplicate and deduplication_key is None:
-            deduplication_key = self._hash_entity(entity)
+            deduplication_key = self._hash_entity(entity, default_serializer=custom_serializer)
         operation: dict[str, Any] = {
             "v": WIRE_VERSION,
             "operation_id": self._generate_operation_id() if operation_id is None else _check_id(operation_id),
             "processor": reference.name,
             "processor_module": reference.module,
-            "queue": _check_user_queue(queue),
+            "queue": _check_user_queue(reference.name.rpartition(".")[2] if queue is None else queue),
             "priority": str(check_priority(priority)),
             "entity": entity,
             "delay": check_seconds("delay", delay, zero=True, error=InvalidOperationError),
@@ -119,9 +121,9 @@ class OperationFactory:
         }
         optional = {
             "retry_config": None if retry is None else retry.to_dict(),
-            "timeout": _check_timeout(timeout if timeout is not None else known and known.timeout),
-            "on_success": self._callback_reference(on_success or (known and known.on_success) or None),
-            "on_failure": self._callback_reference(on_failure or (known and known.on_failure) or None),
+            "timeout": _check_timeout(_given_or_default(timeout, known, "timeout")),
+            "on_success": self._callback_reference(_given_or_default(on_success, known, "on_success")),
+            "on_failure": self._callback_reference(_given_or_default(on_failure, known, "on_failure")),
         }
         return operation | {name: value for name, value in optional.items() if value is not None}
 
@@ -141,7 +143,8 @@ class OperationFactory:
         for entity in entities[1:]:
             operation = {**first, "operation_id": self._generate_operation_id(), "entity": entity}
             if per_entity:
-                operation["deduplication_key"] = self._hash_entity(entity)
+                serializer = options.get("custom_serializer")
+                operation["deduplication_key"] = self._hash_entity(entity, default_serializer=serializer)
             operations.append(operation)
         return operations
 
@@ -281,6 +284,11 @@ def _result(operation: Mapping[str, Any], accepted: Accepted, holder: str, kind:
     elif accepted is Accepted.DUPLICATE_KEY:
         result |= {"status": "duplicate", "reason": "deduplication_key", "duplicate_of": holder}
     return result
+
+
+def _given_or_default(given: Any, known: Processor | None, name: str) -> Any:
+    """What the caller says, or else what the function was registered with."""
+    return given if given is not None or known is None else getattr(known, name)
 
 
 def _check_id(operation_id: object) -> str:

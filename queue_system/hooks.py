@@ -10,6 +10,8 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Protocol
 
 import msgspec
 
@@ -31,6 +33,11 @@ class OperationInfo(msgspec.Struct, frozen=True):
     is_async: bool
     attempt: int
     headers: dict[str, str]
+    previous_trace: str = ""  # traceparent of the attempt before this one
+
+
+current_operation: ContextVar[OperationInfo | None] = ContextVar("queue_system_operation", default=None)
+"""The operation that is being processed in this task or thread: set around every call of a processor."""
 
 
 class EnqueueStarted(Event, frozen=True):
@@ -89,14 +96,15 @@ class AttemptFinished(Event, frozen=True):
 class OutcomeApplied(Event, frozen=True):
     """Redis has moved the operation: counts made here equal those of the metrics hash.
 
-    `result` is processed, retried, failed, rejected, requeued or stale. `reason` says why it did not end well, and
-    `cause` how its last attempt ended (empty when none was made).
+    `result` is processed, retried, failed, rejected, requeued or stale. `outcome` is how the attempt ended (as in
+    `AttemptFinished`; empty when none was made), `reason` why the operation did not end well, `age` its time since it
+    was accepted.
     """
 
     operation: OperationInfo
     result: str
+    outcome: str = ""
     reason: str = ""
-    cause: str = ""
     error_type: str = ""
     age: float = 0.0
 
@@ -105,6 +113,12 @@ class PoolExhausted(Event, frozen=True):
     """A sync operation found no free thread within the limit."""
 
     operation: OperationInfo
+    waited: float
+
+
+class PoolStarted(Event, frozen=True):
+    """A sync operation got its thread, `waited` after it was handed over."""
+
     waited: float
 
 
@@ -164,11 +178,105 @@ class WorkerChanged(Event, frozen=True):
     state: str
 
 
+class PoolStats(msgspec.Struct, frozen=True):
+    """One look at a thread pool. Seconds only grow; they are integrated on every change, not sampled."""
+
+    size: int
+    active: int
+    waiting: int
+    abandoned: int  # threads whose job has run beyond its limit; active as well
+    submissions: int
+    exhaustions: int
+    busy_seconds: float
+    capacity_seconds: float
+    saturated_seconds: float
+    longest_running: float
+
+
+class WorkerStats(msgspec.Struct, frozen=True):
+    """One look at a worker."""
+
+    state: str
+    pool: PoolStats
+    utilization: float  # share of the threads that was busy since the last heartbeat
+    tasks: int
+    tasks_alive: int
+    tasks_busy: int
+    task_busy_seconds: float
+    tasks_saturated_seconds: float
+    loop_lag: float
+    last_contact: float  # Unix time of Redis's last answer
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Whether a worker is alive and ready, and each check's finding: ``ok`` or what is wrong."""
+
+    alive: bool
+    ready: bool
+    alive_checks: dict[str, str]
+    ready_checks: dict[str, str]
+
+
+class QueueDepth(msgspec.Struct, frozen=True):
+    """How many operations of a queue are in each state, and for how long (seconds) the oldest ready one is due."""
+
+    queue: str
+    priority: str
+    ready: int
+    delayed: int
+    in_flight: int
+    failed: int
+    oldest_age: float
+
+
+class Depth(msgspec.Struct, frozen=True):
+    """The state of a whole queue system in one instant."""
+
+    queues: tuple[QueueDepth, ...]
+    failures: int
+    system_errors: int
+    unaccounted: int
+
+
+class WorkerView(Protocol):
+    """What a listener may ask of a worker, from any thread."""
+
+    worker_id: str
+
+    def stats(self) -> WorkerStats:
+        """Its figures now."""
+        ...
+
+    def health(self) -> Health:
+        """Whether it is alive and ready."""
+        ...
+
+
+class QueueView(Protocol):
+    """What a listener may ask of the queue in Redis, from any thread; `name` tells one queue from another."""
+
+    name: str
+
+    def depth(self) -> Depth:
+        """Counts and ages, in bounded time.
+
+        Raises:
+            QueueError: Redis did not answer.
+        """
+        ...
+
+
 class Hooks:
     """The base of all listeners: does nothing."""
 
     def on_event(self, event: Event) -> None:
         """Take notice of an event. Must be quick and must not block: it runs where the work runs."""
+
+    def attach(self, worker: WorkerView, queue: QueueView) -> None:
+        """A worker runs from now on, and may be asked."""
+
+    def detach(self, worker: WorkerView, queue: QueueView) -> None:
+        """It has stopped."""
 
     def enqueue_context(self, event: EnqueueStarted) -> AbstractContextManager[None]:
         """Surrounds an enqueue call, `inject` included."""
@@ -194,6 +302,7 @@ class HookChain(Hooks):
         self._listeners = tuple(listeners)
         self._on_failure = on_failure
         self.failures = 0
+        self._failed_times: dict[str, int] = {}
 
     def on_event(self, event: Event) -> None:
         """See `Hooks`."""
@@ -202,6 +311,14 @@ class HookChain(Hooks):
                 listener.on_event(event)
             except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted
                 self._failed(listener)
+
+    def attach(self, worker: WorkerView, queue: QueueView) -> None:
+        """See `Hooks`."""
+        self._each(lambda listener: listener.attach(worker, queue))
+
+    def detach(self, worker: WorkerView, queue: QueueView) -> None:
+        """See `Hooks`."""
+        self._each(lambda listener: listener.detach(worker, queue))
 
     @contextmanager
     def enqueue_context(self, event: EnqueueStarted) -> Iterator[None]:
@@ -220,9 +337,12 @@ class HookChain(Hooks):
 
     def inject(self, headers: dict[str, str]) -> None:
         """See `Hooks`."""
+        self._each(lambda listener: listener.inject(headers))
+
+    def _each(self, call: Callable[[Hooks], None]) -> None:
         for listener in self._listeners:
             try:
-                listener.inject(headers)
+                call(listener)
             except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted
                 self._failed(listener)
 
@@ -259,11 +379,14 @@ class HookChain(Hooks):
                 self._failed(listener)
 
     def _failed(self, listener: Hooks) -> None:
+        name = type(listener).__name__
         self.failures += 1
-        logger.exception("telemetry_listener_failed: %s", type(listener).__name__)  # noqa: LOG004  called while one is handled
+        self._failed_times[name] = times = self._failed_times.get(name, 0) + 1
+        if str(times).rstrip("0") == "1":  # the first, tenth, hundredth... time: a broken listener fails at every event
+            logger.exception("telemetry_listener_failed: %s (%d times)", name, times)  # noqa: LOG004  in a handler
         if self._on_failure is not None:
             with contextlib.suppress(Exception):  # the last resort must not raise, and there is nobody left to tell
-                self._on_failure(type(listener).__name__)
+                self._on_failure(name)
 
 
 NO_HOOKS = HookChain()

@@ -54,15 +54,17 @@ class ImportPolicy:
 
     Args:
         importable_modules: None, or the names of the modules that may be imported.
+        also: the names of modules that may be imported as well, wherever they live.
 
     Raises:
-        ConfigurationError: `importable_modules` is not a sequence of dotted module names.
+        ConfigurationError: `importable_modules` or `also` is not a sequence of dotted module names.
     """
 
-    __slots__ = ("_libraries", "_roots", "importable_modules")
+    __slots__ = ("_also", "_libraries", "_roots", "importable_modules")
 
-    def __init__(self, importable_modules: Sequence[str] | None = None) -> None:
+    def __init__(self, importable_modules: Sequence[str] | None = None, *, also: Sequence[str] = ()) -> None:
         self.importable_modules = None if importable_modules is None else _check_modules(importable_modules)
+        self._also = _check_modules(also)
         self._roots = _application_roots()
         self._libraries = _library_directories()
 
@@ -93,7 +95,7 @@ class ImportPolicy:
     def _check_names(self, module: str, name: str) -> None:
         """Refuse what the two names alone give away."""
         target = f"{module}:{name}"
-        if self.importable_modules is not None and not self.importable_modules:
+        if self.importable_modules is not None and not (self.importable_modules or self._also):
             raise _refusal(target, "importing by name is off; register the function in the worker")
         if module in MAIN_MODULES:
             raise _refusal(target, "a function of the main program can be found only where it is registered")
@@ -104,15 +106,17 @@ class ImportPolicy:
         self._check_module_name(module)
 
     def _check_module_name(self, module: str) -> None:
+        if _is_below(module, self._also):
+            return
         if self.importable_modules is None:
             if module.partition(".")[0] in _standard_library():
                 raise _refusal(module, "it has the name of a module of the standard library")
-        elif not any(f"{module}.".startswith(f"{allowed}.") for allowed in self.importable_modules):
+        elif not _is_below(module, self.importable_modules):
             raise _refusal(module, f"it is not below importable_modules; {_HOW_TO_ALLOW}")
 
     def _check_file(self, module: str, file: str | None) -> None:
         """Refuse a module whose file is not the application's own. A list of modules allows any file."""
-        if self.importable_modules is not None:
+        if self.importable_modules is not None or _is_below(module, self._also):
             return
         if file is None or not file.endswith(".py"):
             raise _refusal(module, f"it has no Python source file; {_HOW_TO_ALLOW}")
@@ -166,6 +170,11 @@ class ImportPolicy:
                 locations = spec.submodule_search_locations
             search = list(locations or ())  # empty below a module that is no package: nothing is found there
         return spec
+
+
+def _is_below(module: str, allowed: Sequence[str]) -> bool:
+    """Whether it is one of the allowed modules, or in one of these packages."""
+    return any(f"{module}.".startswith(f"{each}.") for each in allowed)
 
 
 def is_identifier_path(text: object) -> TypeGuard[str]:

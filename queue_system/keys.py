@@ -48,6 +48,7 @@ class Keys:
     __slots__ = (
         "dedup_prefix",
         "delayed",
+        "depths",
         "failures",
         "heartbeat_prefix",
         "leases",
@@ -79,6 +80,7 @@ class Keys:
         self.registry = f"{prefix}registry"
         self.registry_version = f"{prefix}registry:version"
         self.metrics = f"{prefix}metrics"
+        self.depths = f"{prefix}depths"
         self.workers = f"{prefix}workers"
         self.wake = f"{prefix}wake"
         self.wake_sync = f"{prefix}wake:sync"

@@ -28,16 +28,21 @@ def get_logger(logger: Any = None) -> Any:
             structlog.stdlib.filter_by_level,
             structlog.contextvars.merge_contextvars,
             structlog.processors.format_exc_info,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter
-            if _has_structlog_formatter(logger)
-            else _render_key_values,
+            _hand_over,
         ],
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
-    )
+    ).bind()  # the lazy proxy would make a new logger for each line
 
 
-def _render_key_values(_: Any, __: str, event_dict: Any) -> str:
+def _hand_over(logger: Any, name: str, event_dict: Any) -> Any:
+    """To a formatter that understands fields, or as text: asked for each line, as logging may be set up later."""
+    if _has_structlog_formatter(logger):
+        return structlog.stdlib.ProcessorFormatter.wrap_for_formatter(logger, name, event_dict)
+    return _render_key_values(event_dict)
+
+
+def _render_key_values(event_dict: Any) -> str:
     """``event key=value ...`` on one line: a newline in a value is escaped, so that no value can forge a line."""
     event = event_dict.pop("event", "")
     exception = event_dict.pop("exception", None)

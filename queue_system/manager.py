@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from queue_system.broker.aio import AsyncBroker
+from queue_system.broker.clients import check_server
+from queue_system.broker.resend import worth_retrying
 from queue_system.config import QueueConfig
 from queue_system.enqueueing import DEFAULT_PRIORITY, FunctionOrName, OperationFactory, Steps, T
 from queue_system.errors import BrokerUnavailableError, QueueError
 from queue_system.retry import QueueRetryConfig
-from queue_system.utils import circuit_breaker, try_catch
+from queue_system.utils import circuit_breaker, retry_with_backoff, try_catch
 
 # What the package raises on purpose tells its story already; anything else is logged where it came up.
 _logged = try_catch(log=lambda error: not isinstance(error, QueueError))
@@ -90,6 +92,7 @@ class QueueManager(OperationFactory):
             on_failure=on_failure,
             timeout=timeout,
             deduplication_key=deduplication_key,
+            custom_serializer=custom_serializer,
             delay=delay,
             deduplicate=deduplicate,
             deduplication_window=deduplication_window,
@@ -113,7 +116,7 @@ class QueueManager(OperationFactory):
         Raises:
             QueueError: as `enqueue`. One bad entity refuses the whole batch, before anything is sent.
         """
-        serializer = kwargs.pop("custom_serializer", None)
+        serializer = kwargs.get("custom_serializer")
         operations = self._new_operations(entities, processor, kwargs)
         return self._drive(self._enqueue_steps(operations, serializer))
 
@@ -181,6 +184,7 @@ class AsyncQueueManager(OperationFactory):
     def __init__(self, config: QueueConfig) -> None:
         super().__init__(config)
         self._broker: AsyncBroker | None = None
+        self._checked = False
 
     @_logged
     async def enqueue(
@@ -210,6 +214,7 @@ class AsyncQueueManager(OperationFactory):
             on_failure=on_failure,
             timeout=timeout,
             deduplication_key=deduplication_key,
+            custom_serializer=custom_serializer,
             **options,
         )
         return await self._queue_operation(operation, operation["queue"], operation["priority"], custom_serializer)
@@ -219,7 +224,7 @@ class AsyncQueueManager(OperationFactory):
         self, entities: list[dict[str, Any]], processor: FunctionOrName, **kwargs: Any
     ) -> list[dict[str, Any]]:
         """See `QueueManager.enqueue_batch`."""
-        serializer = kwargs.pop("custom_serializer", None)
+        serializer = kwargs.get("custom_serializer")
         operations = self._new_operations(entities, processor, kwargs)
         return await self._drive(self._enqueue_steps(operations, serializer))
 
@@ -238,7 +243,7 @@ class AsyncQueueManager(OperationFactory):
         """Close the connections of this manager."""
         if self._broker is not None:
             await self._broker.close()
-        self._broker = None
+        self._broker, self._checked = None, False
 
     @_logged
     @_guarded
@@ -254,13 +259,11 @@ class AsyncQueueManager(OperationFactory):
         return (await self._drive(steps))[0]
 
     async def _drive(self, steps: Steps[T]) -> T:
-        if self._broker is None:
-            self._broker = self.config.new_async_broker(tries=self.config.max_connection_retries)
         try:
             calls = next(steps)
             while True:
                 try:
-                    replies = await self._broker.run_all(calls)
+                    replies = await (await self._connected()).run_all(calls)
                 except QueueError as error:
                     calls = steps.throw(error)
                 else:
@@ -268,3 +271,14 @@ class AsyncQueueManager(OperationFactory):
         except StopIteration as done:
             result: T = done.value
             return result
+
+    @retry_with_backoff(attempts=lambda self: self.config.max_connection_retries, retry_if=worth_retrying)
+    async def _connected(self) -> AsyncBroker:
+        """The broker, whose server is new enough."""
+        if self._broker is None:
+            self._broker = self.config.new_async_broker(tries=self.config.max_connection_retries)
+        broker = self._broker
+        if not self._checked:
+            check_server(await broker.server_version(), self.config.clients.address)
+            self._checked = True
+        return broker

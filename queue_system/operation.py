@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import pathlib
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, NotRequired, TypedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, NotRequired, TypedDict
 
 import msgspec
 
@@ -43,11 +43,14 @@ class Operation(TypedDict):
     headers: NotRequired[dict[str, str]]  # trace context
 
     attempts: NotRequired[int]  # attempts that ended before this one
-    delivery: NotRequired[int]  # fencing token of this claim
+    delivery: NotRequired[int]  # claims, this one included
+    token: NotRequired[int]  # fencing token of this claim
     crashes: NotRequired[int]  # earlier claims whose worker died
     exhaustions: NotRequired[int]  # earlier claims that found no free thread
     claimed_at: NotRequired[float]  # seconds, clock of Redis
     first_attempt_time: NotRequired[float]  # seconds, clock of Redis
+    accepted_at: NotRequired[float]  # seconds, clock of Redis: when it was enqueued
+    previous_trace: NotRequired[str]  # traceparent of the last attempt
     ready_at: NotRequired[float]  # seconds, clock of Redis: when it became due
 
 
@@ -132,10 +135,10 @@ def encode_entity(
     except Exception as error:  # whatever the caller's `default` raises is told as a serialisation error
         path, reason = _find_unserializable(entity, default)
         raise SerializationError(f"{path} cannot be serialised: {reason or error}", path) from error
-    if b"null" in encoded:  # msgspec writes NaN and infinity as null: a silent change of the caller's data
-        _refuse_non_finite(entity)
     if nesting_exceeds(encoded, max_depth):
         raise EntityTooLargeError(f"the entity is nested deeper than max_depth={max_depth}: flatten it")
+    if b"null" in encoded:  # msgspec writes NaN and infinity as null: a silent change of the caller's data
+        _refuse_non_finite(msgspec.to_builtins(entity, enc_hook=default or _default, str_keys=True))
     return encoded
 
 
@@ -143,8 +146,8 @@ def encode_result(value: object) -> bytes:
     """The JSON of a processor's result for its callback; what has no JSON form becomes its ``repr``."""
     try:
         return msgspec.json.encode(value, enc_hook=_lenient_default)
-    except (TypeError, ValueError, RecursionError) as error:
-        return _encoder.encode(f"<result of type {type(value).__name__} has no JSON form: {error}>")
+    except Exception as error:  # noqa: BLE001  a processor that returned must not fail for what it returned
+        return _encoder.encode(f"<{type(value).__name__} without a JSON form: {type(error).__name__}>")
 
 
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
@@ -164,8 +167,10 @@ def nesting_exceeds(encoded: bytes, limit: int) -> bool:
 
 
 def _encode_value(value: object, default: Callable[[Any], Any] | None, *, sort_keys: bool = False) -> bytes:
-    order: Literal["sorted"] | None = "sorted" if sort_keys else None
-    return msgspec.json.encode(value, enc_hook=_default if default is None else default, order=order)
+    hook = default or _default
+    if sort_keys:  # the JSON encoder sorts only keys that are strings already
+        value = msgspec.to_builtins(value, enc_hook=hook, str_keys=True, order="sorted")
+    return msgspec.json.encode(value, enc_hook=hook)
 
 
 def _default(value: Any) -> Any:
@@ -180,30 +185,45 @@ def _default(value: Any) -> Any:
 def _lenient_default(value: Any) -> Any:
     try:
         return _default(value)
-    except TypeError:
+    except Exception:  # noqa: BLE001  its model_dump is the user's code
         return repr(value)
 
 
-def _find_unserializable(value: Any, default: Callable[[Any], Any] | None, path: str = "entity") -> tuple[str, str]:
+def _find_unserializable(value: Any, default: Callable[[Any], Any] | None) -> tuple[str, str]:
     """The path of the innermost value that fails on its own, and why it fails."""
-    children: list[tuple[str, Any]] = []
+    path = "entity"
+    while True:
+        bad_key = _bad_key(value)
+        if bad_key is not None:
+            return path, bad_key
+        failing = next((child for child in _children(value, path) if _why_not(child[1], default)), None)
+        if failing is None:
+            return path, _why_not(value, default)
+        path, value = failing
+
+
+def _bad_key(value: Any) -> str | None:
     if isinstance(value, dict):
-        children = [(f"{path}[{key!r}]", child) for key, child in value.items()]
-        bad_keys = [key for key in value if not isinstance(key, str | int | float) or isinstance(key, bool)]
-        if bad_keys:
-            return path, f"its key {bad_keys[0]!r} is not a string"
+        for key in value:
+            if not isinstance(key, str | int | float) or isinstance(key, bool):
+                return f"its key {key!r} is not a string"
+    return None
+
+
+def _children(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        yield from ((f"{path}[{key!r}]", child) for key, child in value.items())
     elif isinstance(value, list | tuple):
-        children = [(f"{path}[{index}]", child) for index, child in enumerate(value)]
-    for child_path, child in children:
-        try:
-            _encode_value(child, default)
-        except Exception:  # noqa: BLE001  any failure means that the culprit is in this child
-            return _find_unserializable(child, default, child_path)
+        yield from ((f"{path}[{index}]", child) for index, child in enumerate(value))
+
+
+def _why_not(value: Any, default: Callable[[Any], Any] | None) -> str:
+    """Why a value cannot be encoded; empty when it can."""
     try:
         _encode_value(value, default)
     except Exception as error:  # noqa: BLE001  its text is what we are after
-        return path, str(error)
-    return path, ""
+        return str(error) or type(error).__name__
+    return ""
 
 
 def _refuse_non_finite(value: Any, path: str = "entity") -> None:

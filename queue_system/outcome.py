@@ -23,6 +23,10 @@ UNKNOWN_DELAY: Final = 3.0
 """Seconds between such tries: with 20 of them a rolling deploy has one minute."""
 
 
+EXHAUSTION_BACKOFF: Final = QueueRetryConfig(max_attempts=10)  # as many as it takes to get to 60 s
+"""Exponential from 1 s to 60 s with full jitter: when an operation that found no thread comes back."""
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorInfo:
     """An error as it is kept: `type` is the class name, the texts are cut to a bound."""
@@ -93,7 +97,10 @@ def decide(item: Operation, retry: QueueRetryConfig, cause: str, error: ErrorInf
     attempt = item.get("attempts", 0) + 1
     if attempt >= retry.max_attempts:
         return Failure(cause, error, cause)
-    delay = retry.get_delay_for_attempt(attempt)
+    # A full pool says nothing about the operation: it backs off by how often that happened, not by its own schedule.
+    exhausted = cause == POOL_EXHAUSTED
+    schedule = EXHAUSTION_BACKOFF if exhausted else retry
+    delay = schedule.get_delay_for_attempt(item.get("exhaustions", 0) + 1 if exhausted else attempt)
     if retry.would_exceed_timeout(item.get("first_attempt_time", now), now + delay):
         return Failure(TOTAL_TIMEOUT, error, cause)
     return Retry(delay, cause, error)

@@ -59,13 +59,16 @@ def status_summary(status: Status, keys: Keys) -> dict[str, Any]:
 
 def unaccounted(status: Status) -> int:
     """Invariant I1: accepted less everything that it can have become. Anything but 0 is a defect."""
-    count = {name: _number(value) for name, value in status.metrics.items()}
-    accepted = sum(count.get(f"{kind}{name}", 0) for kind in ("", "callbacks_") for name in ("enqueued", "requeued"))
-    ended = sum(
-        count.get(f"{kind}{name}", 0) for kind in ("", "callbacks_") for name in ("processed", "failed", "discarded")
-    )
-    rejected = int(count.get("rejected", 0))
-    return int(accepted - ended - rejected - sum(status.queues.values()) - status.delayed - status.leased)
+    return unaccounted_from(status.metrics, sum(status.queues.values()) + status.delayed + status.leased)
+
+
+def unaccounted_from(metrics: dict[str, str], live: int) -> int:
+    """The same from the metrics hash and the number of operations that are ready, delayed or leased."""
+    count = {name: _number(value) for name, value in metrics.items()}
+    kinds = ("", "callbacks_")
+    accepted = sum(count.get(f"{kind}{name}", 0) for kind in kinds for name in ("enqueued", "requeued"))
+    ended = sum(count.get(f"{kind}{name}", 0) for kind in kinds for name in ("processed", "failed", "discarded"))
+    return int(accepted - ended - count.get("rejected", 0) - live)
 
 
 def _dispatch_order(entry: tuple[str, int]) -> tuple[int, str]:

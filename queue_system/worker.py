@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from queue_system.broker.messages import Delivery
 from queue_system.checks import check_count, check_seconds
@@ -35,8 +35,8 @@ from queue_system.errors import (
     UnresolvableFunctionError,
     WorkerStateError,
 )
-from queue_system.hooks import PoolExhausted, PoolUsed, WorkerChanged
-from queue_system.keys import check_queue_name
+from queue_system.hooks import PoolExhausted, PoolStarted, PoolUsed, WorkerChanged, current_operation
+from queue_system.keys import CALLBACK_QUEUE, check_queue_name
 from queue_system.operation import KIND_CALLBACK, NewerSchemaError, Operation, decode_operation
 from queue_system.outcome import (
     CANCELLED,
@@ -72,7 +72,8 @@ DEFAULT_GRACE: Final = 30.0
 class QueueWorker:
     """Processes queued operations.
 
-    Up to `max_workers` async operations and `thread_pool_size` sync ones run at once.
+    Up to `max_workers` async operations and `thread_pool_size` sync ones run at once; each kind in strict priority.
+    ``async with QueueWorker(config):`` starts and stops it.
 
     Args:
         config: the queue, the same as its producers'.
@@ -122,13 +123,14 @@ class QueueWorker:
             # A callback carries its parent's entity and its result.
             max_bytes=2 * config.max_operation_bytes,
             max_depth=config.max_depth + 3,
-            queues=None if queues is None else frozenset(map(check_queue_name, queues)),
+            queues=None if queues is None else frozenset({*map(check_queue_name, queues), CALLBACK_QUEUE}),
         )
         self._hooks = config.hooks
         self._holding: dict[int, Claim] = {}
         self._patient: set[str] = set()
         self._sync_tasks: set[asyncio.Task[None]] = set()
         self._guardian: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Lock()
 
     async def start(self) -> None:
         """Connect, and start to process. Returns at once; the work goes on in tasks of this event loop.
@@ -156,21 +158,31 @@ class QueueWorker:
         self._guardian = asyncio.get_running_loop().create_task(self._guard(), name="queue-system-guardian")
         self._change("running")
 
-    async def stop(self, grace: float | None = None) -> None:
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self, *, grace: float | None = None) -> None:
         """Claim no more, let what runs finish for `grace` seconds, give back the rest, and end everything.
 
-        What is given back burns no attempt. Nothing happens when the worker does not run.
+        What is given back burns no attempt. Nothing happens when the worker does not run. A second call waits for
+        the first, and finishes what a cancelled one has begun.
 
         Args:
             grace: seconds; None for the worker's.
         """
-        if self.state != "running":
-            return
-        self._change("draining")
-        await self._engine.stop(self.grace if grace is None else grace)
-        if self._guardian is not None and self._guardian is not asyncio.current_task():
-            self._guardian.cancel()
-        self._change("stopped")
+        async with self._stopping:
+            if self.state not in {"running", "draining"}:
+                return
+            if self.state == "running":
+                self._change("draining")
+            await self._engine.stop(self.grace if grace is None else grace)
+            if self._guardian is not None and self._guardian is not asyncio.current_task():
+                self._guardian.cancel()
+            self._change("stopped")
 
     @with_timeout(None)  # the loop has no end of its own: each call inside has a limit, and stop() bounds the drain
     async def _worker_loop(self, worker_id: int) -> None:
@@ -347,7 +359,7 @@ class QueueWorker:
         item, redis = attempt.item, self._engine.outbox
         entity, operation_id = item["entity"], item["operation_id"]
         timeout = self._calculate_effective_timeout(item)
-        with self._hooks.attempt_context(attempt.started_event):
+        with self._within(attempt):
             self._hooks.on_event(attempt.started_event)
             try:
                 result = await await_processor(function, attempt, timeout, self.config.logger)
@@ -377,7 +389,7 @@ class QueueWorker:
         item, redis = attempt.item, self._engine.outbox
         entity, operation_id = item["entity"], item["operation_id"]
         call = functools.partial(self._call_in_thread, attempt, function)
-        with self._held_by_pool(attempt), self._hooks.attempt_context(attempt.started_event):
+        with self._held_by_pool(attempt), self._within(attempt):
             try:
                 result = await self._execute_sync_processor(call, entity, operation_id)
             except ThreadPoolExhaustedError:
@@ -391,8 +403,19 @@ class QueueWorker:
 
     def _call_in_thread(self, attempt: Attempt, function: Callable[..., Any], _: dict[str, Any]) -> Any:
         attempt.begin(self._engine.fetcher.server_time())
+        self._hooks.on_event(PoolStarted(attempt.started - attempt.submitted))
         self._hooks.on_event(attempt.started_event)
         return call_processor(function, attempt, None, self.config.logger)
+
+    @contextmanager
+    def _within(self, attempt: Attempt) -> Iterator[None]:
+        """Surrounds an attempt and the decision about it: what happens inside is known to belong to it."""
+        token = current_operation.set(attempt.info)
+        try:
+            with self._hooks.attempt_context(attempt.started_event):
+                yield
+        finally:
+            current_operation.reset(token)
 
     @contextmanager
     def _held_by_pool(self, attempt: Attempt) -> Iterator[None]:
@@ -409,14 +432,15 @@ class QueueWorker:
             self._engine.taken_from_pool(attempt)
 
     async def _handle_cancellation(self, attempt: Attempt, redis: Any) -> bool:
-        """Cancelled by a stop: given back. After a lost lease: dropped. By itself: an attempt like any other."""
+        """Cancelled by a stop or with the loop: given back. After a lost lease: dropped. By itself: an attempt."""
         task = asyncio.current_task()
-        if task is not attempt.task and task is not None and task.cancelling():
-            raise asyncio.CancelledError  # this worker task is being ended, not the processor
-        if attempt.cancelled_for == LEASE_LOST:
+        torn_down = task is not None and task.cancelling() > 0  # as by Ctrl-C in `asyncio.run`
+        if attempt.cancelled_for != LEASE_LOST and (attempt.cancelled_for == SHUTDOWN or torn_down):
+            self._finish(attempt, Requeue(reason=SHUTDOWN))
+        if torn_down and task is not attempt.task:
+            raise asyncio.CancelledError  # this worker task is being ended, not only the processor
+        if attempt.cancelled_for or torn_down:
             return False
-        if attempt.cancelled_for == SHUTDOWN:
-            return self._finish(attempt, Requeue(reason=SHUTDOWN))
         error = ErrorInfo("CancelledError", "the processor was cancelled, but not by the worker")
         return await self._decide(attempt, CANCELLED, error, redis)
 
@@ -438,9 +462,10 @@ class QueueWorker:
         item["operation_id"] = delivery.operation_id
         if queue:
             item["queue"], item["priority"] = self.config.keys.split_ready(queue.decode())
-        item["attempts"], item["delivery"] = delivery.attempts, delivery.token
+        item["token"], item["delivery"], item["attempts"] = delivery.token, delivery.deliveries, delivery.attempts
         item["crashes"], item["exhaustions"] = delivery.crashes, delivery.exhaustions
         item["claimed_at"], item["ready_at"] = delivery.claimed_at, delivery.ready_at
+        item["accepted_at"], item["previous_trace"] = delivery.accepted_at, delivery.previous_trace
         item["first_attempt_time"] = delivery.first_attempt_time
         return item
 
@@ -458,7 +483,7 @@ class QueueWorker:
 
     def _put_back_newer(self, claim: Claim, error: NewerSchemaError) -> bool:
         """For a newer worker: put back with a delay, up to a limit."""
-        if claim.delivery.token >= MAX_UNKNOWN_DELIVERIES:
+        if claim.delivery.deliveries >= MAX_UNKNOWN_DELIVERIES:
             self._engine.attempts.reject(claim, describe_error(error))
         else:
             self._engine.attempts.release(claim, "newer_schema", delay=UNKNOWN_DELAY)
@@ -481,8 +506,7 @@ class QueueWorker:
         try:
             await asyncio.get_running_loop().create_future()
         except asyncio.CancelledError:
-            if self.state == "running":
-                await self.stop(grace=0.0)
+            await self.stop(grace=0.0)
             raise
 
     def _change(self, state: str) -> None:

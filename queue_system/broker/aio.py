@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import redis.asyncio as aioredis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoPermissionError, NoScriptError
 
 from queue_system.broker.messages import Call
 from queue_system.broker.resend import Resend, read_reply, worth_retrying
@@ -28,6 +28,7 @@ class AsyncBroker:
         self._address = address
         self._tries = tries
         self._scripts = load_scripts() if scripts is None else scripts
+        self._loaded: set[str] = set()
 
     async def run(self, call: Call[T]) -> T:
         """Send one call, parse its reply; an idempotent call is tried again when the connection fails."""
@@ -60,6 +61,16 @@ class AsyncBroker:
                 raise result
         return results
 
+    async def server_version(self) -> str:
+        """``redis_version`` of INFO, or an empty string where the user may not ask."""
+        try:
+            info = await self._client.info("server")
+        except NoPermissionError:
+            return ""
+        except CLIENT_ERRORS as error:
+            raise translate(error, self._address) from error
+        return str(info.get("redis_version", ""))
+
     async def close(self) -> None:
         """Close all connections."""
         # redis-py 5.0.1 renamed close() to aclose(); disconnecting the pool works in all.
@@ -85,10 +96,15 @@ class AsyncBroker:
         if len(calls) == 1:
             return [await self._send(calls[0])]
         pipeline = self._client.pipeline(transaction=False)
+        # Loaded first: a script that is sent again after NOSCRIPT would run after the claim that must see its effect.
+        unknown = {call.name for call in calls} - self._loaded
+        for name in unknown:
+            pipeline.execute_command("SCRIPT LOAD", self._scripts[name].source)
         for call in calls:
             script = self._scripts[call.name]
             pipeline.execute_command("EVALSHA", script.sha, len(call.keys), *call.keys, *call.args)
-        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        replies: list[Any] = (await pipeline.execute(raise_on_error=False))[len(unknown) :]
+        self._loaded |= unknown
         return [
             await self._send(call) if isinstance(reply, NoScriptError) else reply
             for call, reply in zip(calls, replies, strict=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Final, Protocol
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit
 
 import redis
 import redis.asyncio as aioredis
@@ -15,6 +16,10 @@ from queue_system.errors import ConfigurationError, UnsupportedServerError
 
 MINIMUM_VERSION: Final = (6, 2)
 SCHEMES: Final = ("redis", "rediss", "unix", "embedded")
+
+_FORM: Final = (
+    "use redis://[user:password@]host:port/db, with %2F for '/', %3F for '?', %23 for '#' and %40 for '@' in a password"
+)
 
 _ASYNC_CONNECTIONS: Final = {
     redis.Connection: aioredis.Connection,
@@ -59,11 +64,19 @@ class UrlClients:
 
     def sync(self, *, timeout: float) -> redis.Redis:
         """See `ClientFactory`."""
-        return redis.Redis.from_url(self._resolved(), retry=Retry(NoBackoff(), 0), **_options(timeout))
+        client = redis.Redis.from_url(self._resolved(), retry=Retry(NoBackoff(), 0))
+        client.connection_pool.connection_kwargs.update(self._options(timeout))
+        return client
 
     def aio(self, *, timeout: float) -> aioredis.Redis:
         """See `ClientFactory`."""
-        return aioredis.Redis.from_url(self._resolved(), retry=AsyncRetry(NoBackoff(), 0), **_options(timeout))
+        client = aioredis.Redis.from_url(self._resolved(), retry=AsyncRetry(NoBackoff(), 0))
+        client.connection_pool.connection_kwargs.update(self._options(timeout))
+        return client
+
+    def _options(self, timeout: float) -> dict[str, Any]:
+        # Not handed to from_url, where the URL's query would win over them.
+        return _options(timeout, tcp=not self._resolved().startswith("unix:"))
 
     def _resolved(self) -> str:
         if self._real_url is None:
@@ -82,6 +95,7 @@ class SettingsClients:
                 "redis_url of the primary"
             )
         self._connection_class = pool.connection_class
+        self._tcp = "path" not in pool.connection_kwargs
         self._settings = {name: value for name, value in pool.connection_kwargs.items() if name not in _OWN_SETTINGS}
         place = self._settings.get("path") or f"{self._settings.get('host')}:{self._settings.get('port')}"
         self.address = f"{place}/{self._settings.get('db', 0)}"
@@ -90,7 +104,7 @@ class SettingsClients:
         """See `ClientFactory`."""
         pool = redis.ConnectionPool(
             connection_class=self._connection_class,
-            **{**self._settings, **_options(timeout), "retry": Retry(NoBackoff(), 0)},
+            **{**self._settings, **_options(timeout, tcp=self._tcp), "retry": Retry(NoBackoff(), 0)},
         )
         return redis.Redis(connection_pool=pool)
 
@@ -101,9 +115,14 @@ class SettingsClients:
             raise ConfigurationError(
                 f"no asynchronous twin of {self._connection_class.__name__} is known: pass redis_url instead"
             )
+        settings = {**self._settings, **_options(timeout, tcp=self._tcp), "retry": AsyncRetry(NoBackoff(), 0)}
+        known = _known_to(connection_class)
+        lost = [name for name, value in settings.items() if value and name not in known]
+        if lost:
+            raise ConfigurationError(f"the asynchronous client of redis-py has no {', '.join(lost)}: pass redis_url")
         pool: Any = aioredis.ConnectionPool(
             connection_class=connection_class,
-            **{**self._settings, **_options(timeout), "retry": AsyncRetry(NoBackoff(), 0)},
+            **{name: value for name, value in settings.items() if name in known},
         )
         return aioredis.Redis(connection_pool=pool)
 
@@ -116,7 +135,9 @@ def check_url(url: object) -> str:
         scheme = urlsplit(url).scheme
         _ = urlsplit(url).port
     except ValueError:
-        raise ConfigurationError("redis_url is not a valid URL: use redis://[user:password@]host:port/db") from None
+        raise ConfigurationError(f"redis_url is not a valid URL: {_FORM}") from None
+    if _ends_early(urlsplit(url)):
+        raise ConfigurationError(f"redis_url has an '@' after its host: {_FORM}")
     if scheme not in SCHEMES:
         raise ConfigurationError(
             f"redis_url has the scheme {scheme!r}: use one of {', '.join(f'{name}://' for name in SCHEMES)}"
@@ -128,18 +149,27 @@ def hide_password(url: str) -> str:
     """The URL with ``***`` in place of its password, in the authority and in the query."""
     try:
         parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
+        _ = parts.port
     except ValueError:
         return "***"
-    query = "&".join(
-        f"{pair.partition('=')[0]}=***" if "password" in pair.partition("=")[0].lower() else pair
-        for pair in parts.query.split("&")
-    )
-    netloc = parts.netloc
+    if _ends_early(parts):
+        return f"{parts.scheme}://***"
+    netloc, query = parts.netloc, "&".join(map(_hide_value, parts.query.split("&")))
     if "@" in netloc:
         user = f"{parts.username}:***@" if parts.username else "***@"
-        netloc = f"{user}{parts.hostname or ''}{port}"
-    return urlunsplit((parts.scheme, netloc, parts.path, query, ""))
+        netloc = f"{user}{netloc.rpartition('@')[2]}"
+    return f"{parts.scheme}://{netloc}{parts.path}{query and f'?{query}'}"
+
+
+def _hide_value(pair: str) -> str:
+    name = pair.partition("=")[0]
+    return f"{name}=***" if "password" in name.lower() or "@" in pair else pair
+
+
+def _ends_early(parts: SplitResult) -> bool:
+    """Whether a '/', '?' or '#' in the password ended the authority: what follows would be taken for no secret."""
+    names = "".join(pair.partition("=")[0] for pair in parts.query.split("&"))
+    return parts.scheme in {"redis", "rediss"} and "@" in f"{parts.path}{parts.fragment}{names}"
 
 
 def check_server(version: str, address: str) -> None:
@@ -153,15 +183,21 @@ def check_server(version: str, address: str) -> None:
         raise UnsupportedServerError(f"Redis at {address} is version {version}: 6.2 or newer (or Valkey) is needed")
 
 
-def _options(timeout: float) -> dict[str, Any]:
+def _options(timeout: float, *, tcp: bool) -> dict[str, Any]:
     # The library's own retries are off: they would send commands twice that must not be.
-    return {
+    options: dict[str, Any] = {
         "decode_responses": False,
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
-        "socket_keepalive": True,
         "health_check_interval": 0,
     }
+    return options | {"socket_keepalive": True} if tcp else options
+
+
+def _known_to(connection_class: type) -> set[str]:
+    """The names of all arguments that a connection class and its bases take."""
+    makers = [vars(each)["__init__"] for each in connection_class.__mro__ if "__init__" in vars(each)]
+    return {name for make in makers for name in inspect.signature(make).parameters}
 
 
 def _start_embedded(url: str) -> str:

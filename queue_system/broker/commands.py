@@ -18,6 +18,7 @@ from queue_system.broker.messages import (
     Callback,
     Claimed,
     Completion,
+    DepthReply,
     FailureRow,
     NewOperation,
     ReadyQueue,
@@ -96,12 +97,12 @@ class Commands:
             idempotent=False,
         )
 
-    def renew(self, held: Sequence[tuple[str, int]], lease: float) -> Call[list[str]]:
-        """Prolong leases, at most `MAX_RENEW`; the reply names those that are lost."""
+    def renew(self, held: Sequence[tuple[str, int]], lease: float) -> Call[list[tuple[str, int]]]:
+        """Prolong leases, at most `MAX_RENEW`; the reply has those (id, token) that are lost."""
         args: list[Any] = [self.keys.prefix, _ms(lease)]
         for operation_id, token in held:
             args += (to_id(operation_id), token)
-        return Call("renew", (self.keys.leases,), args, lambda reply: [replies.from_id(raw) for raw in reply])
+        return Call("renew", (self.keys.leases,), args, lambda reply: [held[int(position) - 1] for position in reply])
 
     def complete(self, completions: Sequence[Completion], *, done_ttl: float, again: bool) -> Call[list[bool]]:
         """End at most `MAX_COMPLETE` operations well; false for each whose token is stale."""
@@ -126,6 +127,7 @@ class Commands:
         counters: Sequence[str],
         record: bytes,
         again: bool,
+        trace: str = "",
     ) -> Call[bool]:
         """End an attempt and schedule the next; false when the token is stale."""
         keys = self.keys
@@ -141,6 +143,7 @@ class Commands:
                 ",".join(counters),
                 record,
                 int(again),
+                trace,
             ],
             bool,
         )
@@ -210,19 +213,22 @@ class Commands:
                 keys.failures,
                 keys.system_errors,
                 keys.workers,
+                keys.delayed,
+                keys.depths,
             ),
             [keys.prefix, max_crashes, _ms(interval), _ms(lease), _ms(retention), REAP_LIMIT],
             lambda reply: Reaped(int(reply[0]), bool(reply[1]), replies.deliveries(reply[2], (), 0.0)),
             idempotent=False,
         )
 
-    def requeue_failure(self, operation_id: str) -> Call[bool]:
-        """Put a failure back into its queue; false when there is none of that id."""
+    def requeue_failure(self, operation_id: str, *, system_errors: bool = False) -> Call[bool]:
+        """Put an entry back into its queue; false when there is none of that id that could go back."""
         keys = self.keys
+        key, state = (keys.system_errors, "system_error") if system_errors else (keys.failures, "failed")
         return Call(
             "requeue_failure",
-            (keys.failures, keys.metrics, keys.registry),
-            [keys.prefix, to_id(operation_id)],
+            (key, keys.metrics, keys.registry),
+            [keys.prefix, to_id(operation_id), state],
             bool,
         )
 
@@ -274,6 +280,24 @@ class Commands:
             replies.status,
         )
 
+    def depth(self) -> Call[DepthReply]:
+        """Counts and ages by queue, at a cost that does not depend on how many operations there are."""
+        keys = self.keys
+        return Call(
+            "depth",
+            (
+                keys.registry,
+                keys.delayed,
+                keys.leases,
+                keys.failures,
+                keys.system_errors,
+                keys.metrics,
+                keys.depths,
+            ),
+            [keys.prefix],
+            replies.depth,
+        )
+
     def heartbeat(self, worker: str, *, expiry: float, fields: dict[str, str]) -> Call[float]:
         """A worker says that it lives for `expiry` seconds more (0: it leaves); the reply is Redis's clock."""
         args: list[Any] = [self.keys.prefix, worker, _ms(expiry)]
@@ -304,7 +328,8 @@ class Commands:
                 return None
             return "sync" if replies.text(reply[0]) == sync_key else "async"
 
-        args = [*markers, f"{max(timeout, 0.001):.3f}"]
+        # Redis 6.2 rounds 0.001 down to 0, which means forever.
+        args = [*markers, f"{max(timeout, 0.002):.3f}"]
         return Call("BZPOPMIN", (), args, side, idempotent=False, plain=True)
 
     def wake(self, *, sync: bool) -> Call[None]:

@@ -60,17 +60,23 @@ class NewOperation:
 
 @dataclass(slots=True)
 class Delivery:
-    """One claim of one operation: what the worker holds while its lease lasts. Times in seconds, clock of Redis."""
+    """One claim of one operation: what the worker holds while its lease lasts. Times in seconds, clock of Redis.
+
+    `token` is unique for ever; `deliveries` counts the claims of this operation, this one included.
+    """
 
     operation_id: str
     ready_key: str
     token: int
+    deliveries: int
     attempts: int
     crashes: int
     exhaustions: int
     first_attempt_time: float
     ready_at: float
+    accepted_at: float
     claimed_at: float
+    previous_trace: str
     body: bytes
 
 
@@ -132,6 +138,31 @@ class Status:
     system_errors: int
     metrics: dict[str, str]
     workers: list[tuple[str, int, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class DepthRow:
+    """One queue: how many operations are in each state, and since how many seconds the oldest ready one is due."""
+
+    queue: str
+    priority: str
+    ready: int
+    delayed: int
+    leased: int
+    failed: int
+    oldest_age: float
+
+
+@dataclass(frozen=True, slots=True)
+class DepthReply:
+    """Depth by queue, and the totals of the same instant."""
+
+    queues: list[DepthRow]
+    delayed: int
+    leased: int
+    failures: int
+    system_errors: int
+    metrics: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from queue_system.broker.messages import Accepted, Claimed, Delivery, FailureRow, ReadyQueue, Status
+from queue_system.broker.messages import (
+    Accepted,
+    Claimed,
+    Delivery,
+    DepthReply,
+    DepthRow,
+    FailureRow,
+    ReadyQueue,
+    Status,
+)
 from queue_system.errors import BrokerReplyError
 
-_OPERATION_VALUES = 9
+_OPERATION_VALUES = 12
 _FAILURE_VALUES = 8
+_DEPTH_VALUES = 6
 
 
 def claimed(reply: Any, ready: tuple[str, ...], ready_key: Callable[[str, str], str]) -> Claimed:
@@ -28,34 +38,38 @@ def claimed(reply: Any, ready: tuple[str, ...], ready_key: Callable[[str, str], 
 
 
 def _registry(flat: Any, ready_key: Callable[[str, str], str]) -> list[ReadyQueue]:
-    pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
     queues = []
-    for raw_name, kind in pairs:
-        priority, _, queue = text(raw_name).partition(":")
-        queues.append(ReadyQueue(queue, priority, text(kind), ready_key(queue, priority)))
+    for name, kind in _texts(flat).items():
+        priority, _, queue = name.partition(":")
+        queues.append(ReadyQueue(queue, priority, kind, ready_key(queue, priority)))
     return queues
 
 
 def deliveries(flat: Any, ready: tuple[str, ...], now: float) -> list[Delivery]:
     """Claimed operations; `now` is the time of the claim in seconds."""
-    found = []
-    for i in range(0, len(flat), _OPERATION_VALUES):
-        raw_id, index, token, attempts, crashes, exhaustions, first, due, body = flat[i : i + _OPERATION_VALUES]
-        found.append(
-            Delivery(
-                from_id(raw_id),
-                ready[index - 1] if index else "",
-                int(token),
-                int(attempts),
-                int(crashes),
-                int(exhaustions),
-                int(first) / 1000,
-                int(due) / 1000,
-                now,
-                body if isinstance(body, bytes) else body.encode(),
-            )
-        )
-    return found
+    return [
+        _delivery(flat[start : start + _OPERATION_VALUES], ready, now)
+        for start in range(0, len(flat), _OPERATION_VALUES)
+    ]
+
+
+def _delivery(values: Sequence[Any], ready: tuple[str, ...], now: float) -> Delivery:
+    raw_id, index, token, count, attempts, crashes, exhaustions, first, due, accepted_at, trace, body = values
+    return Delivery(
+        from_id(raw_id),
+        ready[index - 1] if index else "",
+        int(token),
+        int(count),
+        int(attempts),
+        int(crashes),
+        int(exhaustions),
+        int(first) / 1000,
+        int(due) / 1000,
+        int(accepted_at) / 1000,
+        now,
+        text(trace),
+        as_bytes(body),
+    )
 
 
 def accepted(code: bytes | str, own_id: str) -> tuple[Accepted, str]:
@@ -95,7 +109,6 @@ def failure_rows(flat: Any) -> list[FailureRow]:
 def status(reply: Any) -> Status:
     """The reply of status."""
     now, queues, delayed, leased, failures, system_errors, metrics, workers = reply
-    metric_pairs = metrics.items() if isinstance(metrics, dict) else zip(metrics[::2], metrics[1::2], strict=True)
     return Status(
         now=int(now) / 1000,
         queues={text(name): int(length) for name, length in zip(queues[::2], queues[1::2], strict=True)},
@@ -103,12 +116,29 @@ def status(reply: Any) -> Status:
         leased=int(leased),
         failures=int(failures),
         system_errors=int(system_errors),
-        metrics={text(name): text(value) for name, value in metric_pairs},
+        metrics=_texts(metrics),
         workers=[
             (text(worker), int(threads), float(busy))
             for worker, threads, busy in zip(workers[::3], workers[1::3], workers[2::3], strict=True)
         ],
     )
+
+
+def depth(reply: Any) -> DepthReply:
+    """The reply of depth."""
+    rows, delayed, leased, failures, system_errors, metrics = reply
+    queues = []
+    for start in range(0, len(rows), _DEPTH_VALUES):
+        name, ready, delayed_there, leased_there, failed, age = rows[start : start + _DEPTH_VALUES]
+        priority, _, queue = text(name).partition(":")
+        counts = int(ready), int(delayed_there), int(leased_there), int(failed)
+        queues.append(DepthRow(queue, priority, *counts, oldest_age=int(age) / 1000))
+    return DepthReply(queues, int(delayed), int(leased), int(failures), int(system_errors), _texts(metrics))
+
+
+def _texts(flat: Any) -> dict[str, str]:
+    pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
+    return {text(name): text(value) for name, value in pairs}
 
 
 def text(value: bytes | str) -> str:

@@ -26,6 +26,14 @@ _TRANSIENT_REPLIES: Final = {
     "BUSY": "busy",
     "UNBLOCKED": "readonly",
 }
+# redis-py strips these codes from the text and says them with the class instead.
+_STRIPPED: Final[dict[str, type[Exception]]] = {
+    "READONLY": rex.ReadOnlyError,
+    "OOM": rex.OutOfMemoryError,
+    "MASTERDOWN": rex.MasterDownError,
+    "CLUSTERDOWN": rex.ClusterDownError,
+    "TRYAGAIN": rex.TryAgainError,
+}
 _ADVICE: Final = {
     "connection": "is Redis running, and is the address right?",
     "timeout": "Redis did not answer in time: is it reachable, is connection_timeout long enough?",
@@ -58,6 +66,8 @@ def error_kind(error: Exception) -> str | None:
         return "loading"
     if isinstance(error, rex.TimeoutError | TimeoutError):
         return "timeout"
+    if isinstance(error, rex.DataError):  # an argument that has no form in the protocol: nothing was sent
+        return None
     if isinstance(error, rex.ResponseError):
         text = str(error)
         return next((kind for word, kind in _TRANSIENT_REPLIES.items() if _says(text, error, word)), None)
@@ -65,10 +75,8 @@ def error_kind(error: Exception) -> str | None:
 
 
 def _says(text: str, error: Exception, word: str) -> bool:
-    # The code stands in front, or (an error inside a script on Redis 6.2) after a dash within the text. redis-py
-    # strips some codes and says them with the class instead.
-    classes = {"READONLY": rex.ReadOnlyError, "OOM": rex.OutOfMemoryError}
-    return text.startswith(f"{word} ") or f"-{word} " in text or isinstance(error, classes.get(word, ()))
+    # The code stands in front, or (an error inside a script on Redis 6.2) after a dash within the text.
+    return text.startswith(f"{word} ") or f"-{word} " in text or isinstance(error, _STRIPPED.get(word, ()))
 
 
 def _never_sent(error: Exception) -> bool:

@@ -12,9 +12,6 @@ from queue_system.errors import ConfigurationError, DecodeError
 from queue_system.hooks import AttemptFinished, AttemptStarted, Hooks, OperationInfo
 from queue_system.operation import KIND_OPERATION, Operation
 from queue_system.outcome import (
-    CANCELLED,
-    POOL_EXHAUSTED,
-    TIMEOUT,
     ErrorInfo,
     Failure,
     Outcome,
@@ -25,7 +22,7 @@ from queue_system.outcome import (
 )
 from queue_system.retry import QueueRetryConfig
 from queue_system.runtime.callbacks import callback_for
-from queue_system.runtime.finish import Outbox, Settlement
+from queue_system.runtime.finish import Outbox, Settlement, attempt_outcome
 from queue_system.runtime.incident import attempt_record
 from queue_system.runtime.intake import Claim
 
@@ -33,7 +30,6 @@ DEFAULT_RETRY: Final = QueueRetryConfig()
 NO_ERROR: Final = ErrorInfo("", "")
 
 _NEXT: Final = {Success: "done", Retry: "retry", Failure: "failed", Requeue: "requeue", Reject: "rejected"}
-_OUTCOMES: Final = {TIMEOUT: "timeout", CANCELLED: "cancelled", POOL_EXHAUSTED: "exhausted"}
 
 
 class Attempt:
@@ -65,7 +61,7 @@ class Attempt:
     @property
     def key(self) -> tuple[str, int]:
         """Id and fencing token: the same operation may, after a lost lease, be here twice."""
-        return self.item["operation_id"], self.item.get("delivery", 0)
+        return self.item["operation_id"], self.item.get("token", 0)
 
     @property
     def started_event(self) -> AttemptStarted:
@@ -143,7 +139,7 @@ class Attempts:
 
     def of(self, item: Operation) -> Attempt:
         """The attempt of an operation as claimed; a new account for one that is not known."""
-        key = item["operation_id"], item.get("delivery", 0)
+        key = item["operation_id"], item.get("token", 0)
         return self._running.get(key) or self._new(item, None, is_async=bool(item.get("is_async", True)))
 
     def find(self, operation_id: str, token: int) -> Attempt | None:
@@ -155,15 +151,16 @@ class Attempts:
         ended = self._clock()
         self._tell(attempt, outcome)
         headers: dict[str, str] = {}
-        if not isinstance(outcome, Requeue):
+        if not isinstance(outcome, Success) or "on_success" in attempt.item:  # else nobody would read them
             self._hooks.inject(headers)
         settlement = Settlement(
             *attempt.key,
             outcome,
             attempt.info,
             record=self._record(attempt, outcome, ended, headers),
+            trace=headers.get("traceparent", ""),
             callback=callback_for(attempt.item, outcome, headers, max_bytes=self._max_bytes, max_depth=self._max_depth),
-            age=max(0.0, ended - attempt.item.get("ready_at", ended)),
+            age=max(0.0, ended - attempt.item.get("accepted_at", ended)),
         )
         if attempt.claim is not None:
             if attempt.claim.settled:  # given back by a stop that would not wait any longer
@@ -204,6 +201,7 @@ class Attempts:
             is_async,
             item.get("attempts", 0) + 1,
             item.get("headers", {}),
+            item.get("previous_trace", ""),
         )
         return Attempt(item, claim, info, self._clock())
 
@@ -212,7 +210,7 @@ class Attempts:
         self._hooks.on_event(
             AttemptFinished(
                 attempt.info,
-                _attempt_outcome(outcome),
+                attempt_outcome(outcome),
                 time.monotonic() - attempt.started,
                 _NEXT[type(outcome)],
                 outcome.delay if isinstance(outcome, Retry | Requeue) else 0.0,
@@ -235,17 +233,6 @@ class Attempts:
             error=outcome.error,  # type: ignore[union-attr]  # a Retry or a Failure
             headers=headers,
         )
-
-
-def _attempt_outcome(outcome: Outcome) -> str:
-    """How the attempt itself ended: the label of ``attempts_total``. Empty when there was none."""
-    if isinstance(outcome, Success):
-        return "success"
-    if isinstance(outcome, Retry):
-        return _OUTCOMES.get(outcome.reason, "error")
-    if isinstance(outcome, Failure) and outcome.attempted:
-        return _OUTCOMES.get(outcome.cause, "error")
-    return ""
 
 
 def _retry_of(item: Operation) -> QueueRetryConfig:

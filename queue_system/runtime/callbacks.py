@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
+from collections.abc import Iterator
 from typing import Any, Final
+
+import msgspec
 
 from queue_system.broker.messages import Callback
 from queue_system.errors import EntityTooLargeError
@@ -30,27 +34,30 @@ def callback_for(
     success, and ``"reason"`` and ``"error": {"type", "message"}`` after a failure. A result without a JSON form is
     given as its ``repr``; one beyond the limits of an operation is left out, with a text that says so.
     """
+    target = _target(item, outcome)
+    if target is None:
+        return None
     data: dict[str, Any] = {
         "operation_id": item["operation_id"],
         "queue": item["queue"],
         "priority": item["priority"],
         "processor": item["processor"],
-        "entity": item["entity"],
+        "entity": msgspec.Raw(encode_result(item["entity"])),  # its processor may have put anything into it
         "attempts": item.get("attempts", 0) + 1,
     }
     if isinstance(outcome, Success):
-        target = item.get("on_success")
-        data["result"] = outcome.result
+        data["result"] = msgspec.Raw(encode_result(outcome.result))
     elif isinstance(outcome, Failure):
-        target = item.get("on_failure")
         data["attempts"] -= not outcome.attempted
         data["reason"] = outcome.reason
         data["error"] = {"type": outcome.error.type, "message": outcome.error.message}
-    else:
-        return None
-    if target is None:
-        return None
     return _build(item, target, data, headers, max_bytes, max_depth)
+
+
+def _target(item: Operation, outcome: Outcome) -> tuple[str, str | None] | None:
+    if isinstance(outcome, Success):
+        return item.get("on_success")
+    return item.get("on_failure") if isinstance(outcome, Failure) else None
 
 
 def _build(
@@ -72,8 +79,8 @@ def _build(
         "priority": item["priority"],
         "headers": headers,
     }
-    for without in ({}, {"result": TOO_LARGE}, {"result": TOO_LARGE, "entity": {"left_out": TOO_LARGE}}):
-        encoded = encode_result({**data, **{name: text for name, text in without.items() if name in data}})
+    for less in _less_and_less(data):
+        encoded = encode_result(less)
         if nesting_exceeds(encoded, max_depth):
             continue
         try:
@@ -81,4 +88,17 @@ def _build(
         except EntityTooLargeError:
             continue
         break
+    else:  # a limit that not even ids and names keep to: the outcome must be written all the same
+        body = encode_operation(operation, encoded, max_bytes=sys.maxsize)
     return Callback(callback_id, CALLBACK_QUEUE, item["priority"], body)
+
+
+def _less_and_less(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield data
+    if "result" in data:
+        data = {**data, "result": TOO_LARGE}
+        yield data
+    data = {**data, "entity": {"left_out": TOO_LARGE}}
+    yield data
+    if "error" in data:
+        yield {**data, "error": {**data["error"], "message": TOO_LARGE}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,10 +13,11 @@ from queue_system.broker.aio import AsyncBroker
 from queue_system.broker.commands import Commands
 from queue_system.broker.messages import Delivery
 from queue_system.errors import BrokerUnavailableError, QueueError
-from queue_system.hooks import BrokerError, Hooks, LeaseLost, WorkerTaskFailed
+from queue_system.hooks import BrokerError, Health, Hooks, LeaseLost, WorkerStats, WorkerTaskFailed
 from queue_system.runtime.attempts import Attempt, Attempts
 from queue_system.runtime.fetch import MAX_BLOCK, Fetcher
 from queue_system.runtime.finish import Outbox
+from queue_system.runtime.health import Signs, judge
 from queue_system.runtime.intake import Claim, Intake
 from queue_system.runtime.lease import Broker, LeaseKeeper
 from queue_system.runtime.loops import SupervisedLoop
@@ -94,6 +96,8 @@ class Engine:
         self.callback_pool = ThreadPool(CALLBACK_THREADS, name="queue-system-callbacks")
         self._drained = asyncio.Event()
         self._last_account = (0.0, 0.0)
+        self._utilization = self._lag = 0.0
+        self._breaker = breaker
         self.leases = LeaseKeeper(
             new_sync_broker,
             commands,
@@ -162,6 +166,40 @@ class Engine:
         """The number of the worker task that hands sync operations to the pool."""
         return self.settings.max_workers
 
+    def stats(self, state: str) -> WorkerStats:
+        """The worker's figures now; from any thread."""
+        busy, _, saturated = self.intake.account.read()
+        tasks = self.worker_loops[: self.settings.max_workers]
+        return WorkerStats(
+            state=state,
+            pool=self.pool.stats(),
+            utilization=self._utilization,
+            tasks=len(tasks),
+            tasks_alive=sum(loop.alive for loop in tasks),
+            tasks_busy=min(self.intake.async_held, len(tasks)),
+            task_busy_seconds=busy,
+            tasks_saturated_seconds=saturated,
+            loop_lag=max(self._lag, self.leases.stalled_for - BEAT_INTERVAL),
+            last_contact=self.leases.last_contact,
+        )
+
+    def health(self, state: str) -> Health:
+        """Whether the worker is alive and ready; from any thread."""
+        turning_since = self.fetcher.turning_since
+        pool = self.pool.stats()
+        return judge(
+            Signs(
+                state=state,
+                loop_blocked_for=self.leases.stalled_for,
+                loops_down=tuple(loop.name for loop in self._service_loops if not loop.alive),
+                turning_for=None if turning_since is None else time.monotonic() - turning_since,
+                without_contact_for=time.time() - self.leases.last_contact,
+                breaker=self._breaker.state,
+                threads=pool.size,
+                threads_abandoned=pool.abandoned,
+            )
+        )
+
     def start(self) -> None:
         """Start everything."""
         self.leases.start()
@@ -174,15 +212,13 @@ class Engine:
         The order: claim no more; give back what no task has taken; let the rest finish; cancel what has not, and
         give it back; write the last outcomes; only then end renewal, so that no lease runs out on the way.
         """
-        self.fetcher.stop_claiming()
-        for claim in self.intake.drain():
-            self.attempts.release(claim, SHUTDOWN)
-            self.intake.done(claim)
+        await self.fetcher.stop_claiming()
+        self._give_back_waiting()
         await self._wait_until_drained(grace)
+        self._give_back_waiting()
         await self._cancel_running()
         await self.fetcher.flush(CANCEL_GRACE)
-        for loop in (*self.worker_loops, *self._service_loops):
-            await loop.stop()
+        await asyncio.gather(*(loop.stop() for loop in (*self.worker_loops, *self._service_loops)))
         await self.fetcher.flush(CANCEL_GRACE)
         await asyncio.to_thread(self.leases.stop)
         self.pool.shutdown()
@@ -243,6 +279,11 @@ class Engine:
             except TimeoutError:
                 return
 
+    def _give_back_waiting(self) -> None:
+        for claim in self.intake.drain():
+            self.attempts.release(claim, SHUTDOWN)
+            self.intake.done(claim)
+
     async def _cancel_running(self) -> None:
         running = self.attempts.all()
         for attempt in running:
@@ -258,15 +299,17 @@ class Engine:
     async def _beat(self) -> None:
         while True:
             self.leases.beat()
+            began = time.monotonic()
             await asyncio.sleep(BEAT_INTERVAL)
+            self._lag = max(0.0, time.monotonic() - began - BEAT_INTERVAL)
 
     def _describe(self) -> dict[str, str]:
         """The heartbeat's fields: the pool's size, and the share of it that was busy since the last one."""
         stats = self.pool.stats()
         busy, capacity = stats.busy_seconds - self._last_account[0], stats.capacity_seconds - self._last_account[1]
         self._last_account = (stats.busy_seconds, stats.capacity_seconds)
-        share = min(1.0, busy / capacity) if capacity > 0 else 0.0
-        return {"threads": str(stats.size), "utilization": f"{share:.4f}", "held": str(self.intake.held)}
+        self._utilization = min(1.0, busy / capacity) if capacity > 0 else 0.0
+        return {"threads": str(stats.size), "utilization": f"{self._utilization:.4f}", "held": str(self.intake.held)}
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
         try:

@@ -88,7 +88,7 @@ class Fetcher:
         self._kinds: dict[str, str] = {}
         self._version = ""
         self._turn_number = 0
-        self._next_due: float | None = None
+        self._due_timer: asyncio.TimerHandle | None = None
         self._accepting = True
         self._maybe_async = self._maybe_sync = True  # there may be ready operations of this kind
         self._event = asyncio.Event()
@@ -96,16 +96,18 @@ class Fetcher:
         self._turning = asyncio.Lock()
         self.now = 0.0
         self._now_at = 0.0
-        self.last_turn = time.monotonic()
+        self.turning_since: float | None = None
 
     def notify(self) -> None:
         """An outcome was put, or a slot became free."""
         self._event.set()
 
-    def stop_claiming(self) -> None:
-        """From now on outcomes are written and nothing is claimed."""
+    async def stop_claiming(self) -> None:
+        """From now on outcomes are written and nothing is claimed. Waits for a claim that is on its way."""
         self._accepting = False
         self._may_wait.clear()
+        async with self._turning:
+            return
 
     def server_time(self) -> float:
         """The clock of Redis, in seconds, as far as it is known here: the last reply's plus the time since."""
@@ -118,6 +120,7 @@ class Fetcher:
         while True:
             await self._event.wait()
             self._event.clear()
+            self.turning_since = time.monotonic()
             try:
                 await self.turn()
             except BrokerUnavailableError:
@@ -126,6 +129,8 @@ class Fetcher:
                 self._event.set()
             else:
                 backoff = 0.1
+            finally:
+                self.turning_since = None
 
     async def wait_for_work(self) -> None:
         """Block on the wake-up markers whenever there is nothing to claim; until cancelled."""
@@ -135,8 +140,7 @@ class Fetcher:
             if not slots:
                 self._may_wait.clear()
                 continue
-            timeout = MAX_BLOCK if self._next_due is None else min(self._next_due, MAX_BLOCK)
-            wait = self._commands.wait(for_async=slots.for_async > 0, for_sync=slots.for_sync > 0, timeout=timeout)
+            wait = self._commands.wait(for_async=slots.for_async > 0, for_sync=slots.for_sync > 0, timeout=MAX_BLOCK)
             try:
                 marker = await self._waiter.run(wait)
             except BrokerUnavailableError:
@@ -169,7 +173,8 @@ class Fetcher:
     async def flush(self, timeout: float) -> None:
         """Write all outcomes, trying for at most `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        while len(self._outbox) and time.monotonic() < deadline:
+        # A turn that goes on holds outcomes, too: cut off, they would be sent again, and come back as stale.
+        while (len(self._outbox) or self._turning.locked()) and time.monotonic() < deadline:
             try:
                 await self.turn()
             except BrokerUnavailableError:
@@ -183,6 +188,8 @@ class Fetcher:
         if not slots or not (wanted or piggyback):
             self._may_wait.set()
             return None
+        # A marker that comes while the claim is on its way sets them again: the reply must not wipe that out.
+        self._maybe_async = self._maybe_sync = False
         return self._commands.claim(
             self._in_turn(),
             async_slots=slots.for_async,
@@ -213,30 +220,34 @@ class Fetcher:
         except asyncio.CancelledError:
             self._outbox.put_back(batch, ambiguous=True)
             raise
-        self.last_turn = time.monotonic()
-        self._hooks.on_event(BrokerCall("claim" if calls[-1].name == "claim" else "settle", self.last_turn - began))
+        took = time.monotonic() - began
+        self._hooks.on_event(BrokerCall("claim" if calls[-1].name == "claim" else "settle", took))
         return replies
 
     def _failed(self, error: BrokerUnavailableError) -> None:
+        self._maybe_async = self._maybe_sync = True
         self._breaker.record_failure()
         self._hooks.on_event(BrokerError("turn", error.kind))
 
     def _claimed(self, reply: Claimed | QueueError) -> None:
-        if isinstance(reply, BrokerUnavailableError):
-            return
         if isinstance(reply, QueueError):
+            self._maybe_async = self._maybe_sync = True  # nothing is known of what there is
+            if isinstance(reply, BrokerUnavailableError):
+                return
             raise reply
         self.now, self._now_at = reply.now, time.monotonic()
-        self._next_due = reply.next_due
+        self._expect(reply.next_due)
         if reply.registry is not None:
             self._learn(reply)
             return
-        self._maybe_async, self._maybe_sync = reply.more_async, reply.more_sync
+        woken = self._maybe_async or self._maybe_sync
+        self._maybe_async |= reply.more_async
+        self._maybe_sync |= reply.more_sync
         if reply.deliveries:
             self._on_claimed([(delivery, self._kinds[delivery.ready_key]) for delivery in reply.deliveries])
         slots = self._free_slots()
         if (self._maybe_async and slots.for_async > 0) or (self._maybe_sync and slots.for_sync > 0):
-            if reply.deliveries:
+            if reply.deliveries or woken:
                 self._event.set()
             else:
                 self._pause()
@@ -255,6 +266,14 @@ class Fetcher:
             self._on_claimed([(delivery, self._kinds[delivery.ready_key]) for delivery in reply.deliveries])
         self._maybe_async = self._maybe_sync = True
         self._event.set()
+
+    def _expect(self, next_due: float | None) -> None:
+        """Look again when the next delayed operation is due: a blocking read that began before knows nothing of it."""
+        if self._due_timer is not None:
+            self._due_timer.cancel()
+        self._due_timer = (
+            None if next_due is None else asyncio.get_running_loop().call_later(next_due, self._look_again)
+        )
 
     def _pause(self) -> None:
         """There is work that must not be taken now (its kind has no free slot): look again in a moment."""

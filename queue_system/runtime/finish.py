@@ -15,6 +15,7 @@ from queue_system.errors import BrokerUnavailableError, QueueError
 from queue_system.hooks import Hooks, OperationInfo, OutcomeApplied
 from queue_system.operation import KIND_CALLBACK
 from queue_system.outcome import (
+    CANCELLED,
     POOL_EXHAUSTED,
     TIMEOUT,
     TOTAL_TIMEOUT,
@@ -27,18 +28,26 @@ from queue_system.outcome import (
     Success,
 )
 
+_ATTEMPT_OUTCOMES: Final = {TIMEOUT: "timeout", CANCELLED: "cancelled", POOL_EXHAUSTED: "exhausted"}
+_RESULTS: Final[dict[type, str]] = {Retry: "retried", Failure: "failed", Reject: "rejected", Requeue: "requeued"}
+
 MAX_TURN: Final = 1000  # outcomes in one round trip
 
 
 @dataclass(slots=True)
 class Settlement:
-    """An outcome on its way to Redis. `record` is the attempt's entry in the operation's history, JSON."""
+    """An outcome on its way to Redis.
+
+    `record` is the attempt's entry in the operation's history, JSON; `trace` its traceparent; `age` the seconds since
+    the operation was accepted.
+    """
 
     operation_id: str
     token: int
     outcome: Outcome
     info: OperationInfo
     record: bytes = b""
+    trace: str = ""
     callback: Callback | None = None
     age: float = 0.0
     again: bool = False
@@ -126,6 +135,7 @@ class Outbox:
                 exhausted=outcome.reason == POOL_EXHAUSTED,
                 counters=_counters(one),
                 record=one.record,
+                trace=one.trace,
                 again=one.again,
             )
         if isinstance(outcome, Failure | Reject):
@@ -173,16 +183,23 @@ def _completion(one: Settlement) -> Completion:
     return Completion(one.operation_id, one.token, "c" if one.info.kind == KIND_CALLBACK else "o", one.callback)
 
 
+def attempt_outcome(outcome: Outcome) -> str:
+    """How the attempt itself ended: success, error, timeout, cancelled or exhausted. Empty when there was none."""
+    if isinstance(outcome, Success):
+        return "success"
+    if isinstance(outcome, Retry):
+        return _ATTEMPT_OUTCOMES.get(outcome.reason, "error")
+    if isinstance(outcome, Failure) and outcome.attempted:
+        return _ATTEMPT_OUTCOMES.get(outcome.cause, "error")
+    return ""
+
+
 def _applied(one: Settlement, *, applied: bool) -> OutcomeApplied:
     outcome = one.outcome
     if not applied:
         return OutcomeApplied(one.info, "stale", age=one.age)
     if isinstance(outcome, Success):
-        return OutcomeApplied(one.info, "processed", age=one.age)
-    if isinstance(outcome, Retry):
-        return OutcomeApplied(one.info, "retried", outcome.reason, outcome.reason, outcome.error.type, one.age)
-    if isinstance(outcome, Failure):
-        return OutcomeApplied(one.info, "failed", outcome.reason, outcome.cause, outcome.error.type, one.age)
-    if isinstance(outcome, Reject):
-        return OutcomeApplied(one.info, "rejected", outcome.reason, "", outcome.error.type, one.age)
-    return OutcomeApplied(one.info, "requeued", outcome.reason, age=one.age)
+        return OutcomeApplied(one.info, "processed", "success", age=one.age)
+    error_type = "" if isinstance(outcome, Requeue) else outcome.error.type
+    result = _RESULTS[type(outcome)]
+    return OutcomeApplied(one.info, result, attempt_outcome(outcome), outcome.reason, error_type, one.age)

@@ -11,7 +11,7 @@ from queue_system.outcome import ErrorInfo
 
 MAX_MESSAGE: Final = 1000
 MAX_TRACEBACK: Final = 8000
-MAX_CHAIN: Final = 10
+MAX_FRAMES: Final = 50  # of each exception of a chain, the innermost ones
 
 
 def describe_error(error: BaseException) -> ErrorInfo:
@@ -46,7 +46,7 @@ def _message(error: BaseException) -> str:
 
 def _traceback(error: BaseException) -> str:
     try:
-        text = "".join(traceback.format_exception(error, limit=MAX_CHAIN * 5))
+        text = _clean("".join(traceback.format_exception(error, limit=-MAX_FRAMES)))
     except Exception as broken:  # noqa: BLE001  as above
         return f"<no traceback: {type(broken).__name__}>"
     # The innermost frames, at the end, say the most.
@@ -54,5 +54,9 @@ def _traceback(error: BaseException) -> str:
 
 
 def _cut(text: str, limit: int) -> str:
-    clean = text.encode("utf-8", "replace").decode()  # lone surrogates have no JSON form
+    clean = _clean(text)
     return clean if len(clean) <= limit else f"{clean[:limit]}..."
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()  # lone surrogates have no JSON form

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from queue_system.broker.messages import Delivery
+from queue_system.runtime.account import BusyAccount
 from queue_system.runtime.fetch import Slots
 
 
@@ -40,6 +41,7 @@ class Intake:
         self._sync_lane: asyncio.Queue[Claim] = asyncio.Queue()
         self.async_held = 0
         self.sync_held = 0
+        self.account = BusyAccount(async_slots)
 
     @property
     def held(self) -> int:
@@ -52,16 +54,14 @@ class Intake:
 
     def put(self, claim: Claim) -> None:
         """Take a slot and queue the claim on its lane."""
-        if claim.sync:
-            self.sync_held += 1
-            self._sync_lane.put_nowait(claim)
-        else:
-            self.async_held += 1
-            self._async_lane.put_nowait(claim)
+        self._count(claim, 1)
+        self.requeue(claim)
 
     async def next(self, *, sync: bool) -> Claim:
         """The next claim of a lane."""
-        return await (self._sync_lane if sync else self._async_lane).get()
+        claim = await (self._sync_lane if sync else self._async_lane).get()
+        claim.handed_over = False  # by whoever had it before: it is the taker's own now
+        return claim
 
     def switch(self, claim: Claim, *, sync: bool) -> None:
         """The function is of the other kind than its queue said: move the slot."""
@@ -93,3 +93,4 @@ class Intake:
             self.sync_held += change
         else:
             self.async_held += change
+            self.account.change(self.async_held)

@@ -67,6 +67,7 @@ class LeaseKeeper:
         self._stall_limit = stall_limit
         self._held: dict[tuple[str, int], None] = {}
         self._beat = time.monotonic()
+        self.last_contact = 0.0  # Unix time of Redis's last answer
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -101,16 +102,19 @@ class LeaseKeeper:
 
     def stop(self) -> None:
         """End the thread after it has signed the worker off; blocks for at most one command."""
-        if self._thread is not None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
             self._stop.set()
-            self._thread.join()
-            self._thread = None
+            thread.join()
 
     def _run(self) -> None:
         broker = self._connect()
         try:
             while True:
-                self._turn(broker)
+                try:
+                    self._turn(broker)
+                except Exception as error:  # noqa: BLE001  whatever it is: without this thread every lease runs out
+                    self._on_error(QueueError(f"{type(error).__name__}: {error}"))
                 if self._stop.wait(self._lease / RENEWALS_PER_LEASE):
                     break
             self._attempt(broker, self._commands.heartbeat(self._worker_id, expiry=0, fields={}))
@@ -126,16 +130,15 @@ class LeaseKeeper:
         self._attempt(broker, beat)
 
     def _renew(self, broker: Broker, held: list[tuple[str, int]]) -> None:
-        lost = self._attempt(broker, self._commands.renew(held, self._lease)) or ()
-        lost_ids = set(lost)
-        for operation_id, token in held:
-            # Settled in the meantime is not lost.
-            if operation_id in lost_ids and (operation_id, token) in self._held:
+        for operation_id, token in self._attempt(broker, self._commands.renew(held, self._lease)) or ():
+            if (operation_id, token) in self._held:  # settled in the meantime is not lost
                 self._on_lost(operation_id, token)
 
     def _attempt(self, broker: Broker, call: Call[Any]) -> Any:
         try:
-            return broker.run(call)
+            reply = broker.run(call)
         except QueueError as error:
             self._on_error(error)  # the next turn tries again; meanwhile the reaper's grace protects the leases
             return None
+        self.last_contact = time.time()
+        return reply

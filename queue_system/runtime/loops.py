@@ -8,6 +8,8 @@ from typing import Final
 
 RESTART_DELAY: Final = 0.2
 MAX_RESTART_DELAY: Final = 5.0
+CANCEL_INTERVAL: Final = 0.1
+CANCEL_TRIES: Final = 10
 
 
 class SupervisedLoop:
@@ -36,11 +38,15 @@ class SupervisedLoop:
             self._task = asyncio.get_running_loop().create_task(self._supervise(), name=self.name)
 
     async def stop(self) -> None:
-        """Cancel it and wait until it has ended."""
-        if self._task is None:
-            return
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        """Cancel it and wait until it has ended; again and again, for a client that connects may swallow it.
+
+        For a second at most: a processor may swallow it, too, and never end.
+        """
+        for _ in range(CANCEL_TRIES):
+            if self._task is None or self._task.done():
+                break
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=CANCEL_INTERVAL)
         self._task = None
 
     async def _supervise(self) -> None:
@@ -53,5 +59,9 @@ class SupervisedLoop:
                 self._on_failure(self.name, error)
             else:
                 return
-            delay = RESTART_DELAY if clock.time() - began > MAX_RESTART_DELAY else min(2 * delay, MAX_RESTART_DELAY)
+            if self._task is not None and self._task.cancelling():
+                return  # what it raised was its answer to being stopped
+            if clock.time() - began > MAX_RESTART_DELAY:
+                delay = RESTART_DELAY
             await asyncio.sleep(delay)
+            delay = min(2 * delay, MAX_RESTART_DELAY)

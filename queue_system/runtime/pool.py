@@ -21,10 +21,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from queue_system.errors import ThreadPoolExhaustedError
+from queue_system.hooks import PoolStats
+from queue_system.runtime.account import BusyAccount
 
 ROOM_FACTOR: Final = 3
 """Waiting places for each thread: at 4 threads' worth of work in the pool, jobs of 25 ms and more can overstay."""
@@ -32,21 +33,7 @@ ROOM_FACTOR: Final = 3
 WAIT_LIMIT: Final = 0.1
 ROOM_CLOSED_FOR: Final = 0.5
 PATIENCE: Final = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStats:
-    """One look at the pool. Times are in seconds and only grow; they are integrated, not sampled."""
-
-    size: int
-    active: int
-    waiting: int
-    submissions: int
-    exhaustions: int
-    busy_seconds: float
-    capacity_seconds: float
-    saturated_seconds: float
-    longest_running: float
+ABANDON_AFTER: Final = 600.0
 
 
 class _Job:
@@ -74,6 +61,7 @@ class ThreadPool:
         size: threads at most; each is started when it is first needed.
         wait_limit: seconds that a job may wait for a thread, 0.1 by default.
         patience: seconds that a patient job waits while no job ends, 30 by default.
+        abandon_after: seconds after which a running job counts as abandoned, 10 minutes by default.
         name: prefix of the threads' names.
         on_capacity: called when more may be submitted than before.
     """
@@ -84,12 +72,14 @@ class ThreadPool:
         *,
         wait_limit: float = WAIT_LIMIT,
         patience: float = PATIENCE,
+        abandon_after: float = ABANDON_AFTER,
         name: str = "queue-system-pool",
         on_capacity: Callable[[], None] = lambda: None,
     ) -> None:
         self.size = size
         self._wait_limit = wait_limit
         self._patience = patience
+        self._abandon_after = abandon_after
         self._name = name
         self._on_capacity = on_capacity
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -104,7 +94,7 @@ class ThreadPool:
         self._in_pool = 0
         self._room_opens_at = 0.0
         self._last_end = time.monotonic()
-        self._account = _Account(size)
+        self._account = BusyAccount(size)
         self.submissions = 0
         self.exhaustions = 0
 
@@ -141,11 +131,12 @@ class ThreadPool:
         """How the pool is doing. May be called from any thread."""
         now = time.monotonic()
         starts = list(self._running.values())
-        busy, capacity, saturated = self._account.read(now)
+        busy, capacity, saturated = self._account.read()
         return PoolStats(
             size=self.size,
             active=len(starts),
             waiting=self.waiting,
+            abandoned=sum(now - start > self._abandon_after for start in starts),
             submissions=self.submissions,
             exhaustions=self.exhaustions,
             busy_seconds=busy,
@@ -256,37 +247,6 @@ class ThreadPool:
         if not job.future.done():
             waited = now - job.queued_at
             job.future.set_exception(ThreadPoolExhaustedError(f"no free thread of {self.size} within {waited:.3f} s"))
-
-
-class _Account:
-    """Integrates how busy the pool is over time, on every change instead of by samples."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._started = self._since = time.monotonic()
-        self._active = 0
-        self._busy = 0.0
-        self._saturated = 0.0
-        self._lock = threading.Lock()
-
-    def change(self, in_pool: int) -> None:
-        """Jobs in the pool, running and waiting, from now on."""
-        with self._lock:
-            self._advance(time.monotonic())
-            self._active = min(in_pool, self._size)
-
-    def read(self, now: float) -> tuple[float, float, float]:
-        """Seconds of threads busy, of threads there, and of all of them being busy."""
-        with self._lock:
-            self._advance(now)
-            return self._busy, (now - self._started) * self._size, self._saturated
-
-    def _advance(self, now: float) -> None:
-        elapsed = max(0.0, now - self._since)
-        self._busy += elapsed * self._active
-        if self._active == self._size:
-            self._saturated += elapsed
-        self._since = now
 
 
 def _settable(error: BaseException) -> BaseException:

@@ -5,8 +5,8 @@
 --       6 one letter a|s|m for each ready list  7 retention of system errors (ms)
 -- Reply {now (ms), next due (ms from now, -1 none), more async 0|1, more sync 0|1, registry version,
 --        registry as {field, kind, ...} when the version differs, else {}, operations}
---       an operation is 9 values: id, index of its list (from 1), token, attempts, crashes, exhaustions,
---       first attempt (ms), due (ms), body
+--       an operation is 12 values: id, index of its list (from 1), token, deliveries, attempts, crashes,
+--       exhaustions, first attempt (ms), due (ms), accepted (ms), trace of the last attempt, body
 -- Cost  O(lists) + about 4 commands for each operation; promotes at most 100. Its first write is a ZREM or LPOP,
 --       so a Redis that is out of memory still drains.
 local prefix, retention = ARGV[1], tonumber(ARGV[7])
@@ -30,6 +30,7 @@ local function promote()
     if queue then
       redis.call('HSET', key, 'st', 'ready')
       redis.call('RPUSH', prefix .. queue, id)
+      depth(prefix, 'd', queue, -1)
       wake(prefix, redis.call('HGET', KEYS[7], queue))
     else
       reject(id, 'body_missing')
@@ -37,12 +38,12 @@ local function promote()
   end
 end
 
-local leases, operations = {}, {}
+local leases, operations, token = {}, {}, nil
 
 -- Leases one id taken from list number j; returns false when it was not an operation.
 local function lease(id, j)
   local key = op_key(prefix, id)
-  local h = redis.pcall('HMGET', key, 'st', 'b', 'at', 'dc', 'cr', 'ex', 'fa', 'rd')
+  local h = redis.pcall('HMGET', key, 'st', 'b', 'at', 'dc', 'cr', 'ex', 'fa', 'rd', 'ts', 'tp')
   if h.err then
     redis.call('RENAME', key, prefix .. 'broken:' .. id)
     reject(id, 'wrong_type')
@@ -60,22 +61,24 @@ local function lease(id, j)
     count(prefix, 'skipped', 1)
     return false
   end
-  if not h[8] then  -- written by hand: accepted here, so that the counts stay whole
-    redis.call('HSET', key, 'ts', now, 'rd', now)
+  if not h[8] then  -- written by hand: accepted here, so that the counts stay whole and it can go back to its queue
+    redis.call('HSET', key, 'q', string.sub(KEYS[j + 8], #prefix + 1), 'ts', now, 'rd', now)
     count(prefix, 'enqueued', 1)
   end
-  local token = (tonumber(h[4]) or 0) + 1
+  local deliveries = (tonumber(h[4]) or 0) + 1
+  token = token or new_token(prefix)
   if h[7] then
-    redis.call('HSET', key, 'st', 'leased', 'dc', token)
+    redis.call('HSET', key, 'st', 'leased', 'tk', token, 'dc', deliveries)
   else
-    redis.call('HSET', key, 'st', 'leased', 'dc', token, 'fa', now)
+    redis.call('HSET', key, 'st', 'leased', 'tk', token, 'dc', deliveries, 'fa', now)
   end
   leases[#leases + 1] = now + tonumber(ARGV[4])
   leases[#leases + 1] = id
   local n = #operations
-  operations[n + 1], operations[n + 2], operations[n + 3] = id, j, token
-  operations[n + 4], operations[n + 5], operations[n + 6] = h[3] or 0, h[5] or 0, h[6] or 0
-  operations[n + 7], operations[n + 8], operations[n + 9] = h[7] or now, h[8] or now, h[2]
+  operations[n + 1], operations[n + 2], operations[n + 3], operations[n + 4] = id, j, token, deliveries
+  operations[n + 5], operations[n + 6], operations[n + 7] = h[3] or 0, h[5] or 0, h[6] or 0
+  operations[n + 8], operations[n + 9], operations[n + 10] = h[7] or now, h[8] or now, h[9] or now
+  operations[n + 11], operations[n + 12] = h[10] or '', h[2]
   return true
 end
 
@@ -83,7 +86,7 @@ promote()
 local more = { a = 0, s = 0 }
 for j = 1, #KEYS - 8 do
   local list, kind = KEYS[j + 8], string.sub(kinds, j, j)
-  local drained = false
+  local drained, leased = false, 0
   while not drained do
     local room = slots[kind] or math.min(slots.a, slots.s)
     if room <= 0 then break end
@@ -92,12 +95,14 @@ for j = 1, #KEYS - 8 do
       drained = #ids < room
       for _, id in ipairs(ids) do
         if lease(id, j) then
+          leased = leased + 1
           if kind ~= 's' then slots.a = slots.a - 1 end
           if kind ~= 'a' then slots.s = slots.s - 1 end
         end
       end
     end
   end
+  depth(prefix, 'l', string.sub(list, #prefix + 1), leased)
   local side = kind == 's' and 's' or 'a'
   if not drained and more[side] == 0 then more[side] = redis.call('EXISTS', list) end
 end

@@ -4,8 +4,9 @@
 --   st state: ready | delayed | leased | done | failed | system_error
 --   q  "{priority}:{queue}"   b  body     k  'o' operation, 'c' callback
 --   ts accepted, rd due, fa first attempt, fl given up: milliseconds, clock of Redis
---   at attempts that ended    dc deliveries, the fencing token   cr crashes   ex exhaustions
+--   tk fencing token          dc deliveries          at attempts that ended   cr crashes   ex exhaustions
 --   dk dedup digest           err last error (JSON)              hist attempts (JSON lines)
+--   tp trace of the last attempt (traceparent)
 
 local function now_ms()
   local t = redis.call('TIME')
@@ -31,10 +32,22 @@ local function register_queue(prefix, queue, kind)
   return kind
 end
 
--- True when this token is the latest one and still holds the lease.
+-- A fencing token, given once and never again, also when an id comes back after its operation has ended: whoever held
+-- the old one may still be about. One for all deliveries of a call is enough, because ids differ.
+local function new_token(prefix)
+  return redis.call('INCR', prefix .. 'token')
+end
+
+-- The operation's queue when this token is the latest one and still holds the lease, else false.
 local function holds(prefix, id, token)
-  local h = redis.call('HMGET', op_key(prefix, id), 'st', 'dc')
-  return h[1] == 'leased' and h[2] == token
+  local h = redis.call('HMGET', op_key(prefix, id), 'st', 'tk', 'q')
+  return h[1] == 'leased' and h[2] == token and (h[3] or '')
+end
+
+-- How many operations of a queue are delayed ('d'), leased ('l') and failed ('f'): for the metrics, whose cost must not
+-- depend on how many there are. The containers are the truth: reap puts the counts right when a container is empty.
+local function depth(prefix, letter, queue, n)
+  if n ~= 0 then redis.call('HINCRBY', prefix .. 'depths', letter .. ':' .. queue, n) end
 end
 
 local function count(prefix, field, n)

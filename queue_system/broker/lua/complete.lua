@@ -8,9 +8,12 @@ local prefix, keep, again = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local now = now_ms()
 local reply, ids, gone = {}, {}, {}
 local processed, callbacks, stale = 0, 0, 0
+local ended = {}
 for i = 4, #ARGV, 6 do
   local id = ARGV[i]
-  if holds(prefix, id, ARGV[i + 1]) then
+  local queue = holds(prefix, id, ARGV[i + 1])
+  if queue then
+    ended[queue] = (ended[queue] or 0) + 1
     local key = op_key(prefix, id)
     ids[#ids + 1] = id
     redis.call('ZREM', KEYS[1], id)
@@ -29,6 +32,7 @@ for i = 4, #ARGV, 6 do
     reply[#reply + 1] = 0
   end
 end
+for queue, n in pairs(ended) do depth(prefix, 'l', queue, -n) end
 count(prefix, 'processed', processed)
 count(prefix, 'callbacks_processed', callbacks)
 if again ~= '1' then count(prefix, 'stale_acks', stale) end

@@ -7,7 +7,8 @@
 local prefix, queue, kind = ARGV[1], ARGV[2], ARGV[3]
 local now = now_ms()
 local reply, ready = {}, {}
-local accepted, duplicates = 0, 0
+local accepted, duplicates, scheduled = 0, 0, 0
+redis.call('LLEN', prefix .. queue)  -- raises when the key is no list: now, while nothing has been written
 kind = register_queue(prefix, queue, kind)
 for i = 4, #ARGV, 5 do
   local id, delay, digest = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
@@ -31,6 +32,7 @@ for i = 4, #ARGV, 5 do
     end
     if delay > 0 then
       redis.call('ZADD', KEYS[3], due, id)
+      scheduled = scheduled + 1
       reply[#reply + 1] = 's'
     else
       ready[#ready + 1] = id
@@ -39,10 +41,10 @@ for i = 4, #ARGV, 5 do
     accepted = accepted + 1
   end
 end
-if #ready > 0 then
-  redis.call('RPUSH', prefix .. queue, unpack(ready))
-  wake(prefix, kind)
-end
+if #ready > 0 then redis.call('RPUSH', prefix .. queue, unpack(ready)) end
+-- Also for what is only scheduled: a worker that is blocked in a read has to learn when to look again.
+if accepted > 0 then wake(prefix, kind) end
+depth(prefix, 'd', queue, scheduled)
 count(prefix, 'enqueued', accepted)
 count(prefix, 'deduplicated', duplicates)
 return reply

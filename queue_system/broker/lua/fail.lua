@@ -5,7 +5,8 @@
 --       10 callback id or ''  11 callback "{priority}:{queue}"  12 callback body  13 1 when sent again
 -- Reply 1 given up | 0 stale
 local prefix, id = ARGV[1], ARGV[2]
-if not holds(prefix, id, ARGV[3]) then
+local queue = holds(prefix, id, ARGV[3])
+if not queue then
   if ARGV[13] ~= '1' then count(prefix, 'stale_acks', 1) end
   return 0
 end
@@ -15,7 +16,10 @@ redis.call('HSET', key, 'st', ARGV[4], 'err', ARGV[7], 'fl', now)
 if ARGV[5] ~= '0' then redis.call('HINCRBY', key, 'at', ARGV[5]) end
 append_history(key, ARGV[8])
 redis.call('ZADD', KEYS[2], now, id)
-redis.call('PEXPIRE', key, ARGV[9])
+depth(prefix, 'l', queue, -1)
+if ARGV[4] == 'failed' then depth(prefix, 'f', queue, 1) end
+-- Longer than its entry is listed: whoever takes that out still sees of which queue it was.
+redis.call('PEXPIRE', key, ARGV[9] + 3600000)
 release_dedup(prefix, id, redis.call('HGET', key, 'dk'))
 count_all(prefix, ARGV[6])
 spawn_callback(prefix, now, ARGV[10], ARGV[11], ARGV[12])

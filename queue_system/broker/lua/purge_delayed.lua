@@ -16,6 +16,7 @@ for i = 1, #step[2], 2 do
     discarded[kind] = discarded[kind] + 1
   end
 end
+depth(ARGV[1], 'd', ARGV[2], -(discarded.o + discarded.c))
 count(ARGV[1], 'discarded', discarded.o)
 count(ARGV[1], 'callbacks_discarded', discarded.c)
 return { step[1], discarded.o + discarded.c }

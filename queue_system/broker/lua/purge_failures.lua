@@ -3,11 +3,18 @@
 -- ARGV  1 prefix  then ids (none: the oldest 500)
 -- Reply how many it deleted
 local ids = { unpack(ARGV, 2) }
+local state = string.sub(KEYS[1], -8) == 'failures' and 'failed' or 'system_error'
 if #ids == 0 then ids = redis.call('ZRANGE', KEYS[1], 0, 499) end
 local deleted = 0
 for _, id in ipairs(ids) do
   if redis.call('ZREM', KEYS[1], id) == 1 then
-    redis.call('DEL', op_key(ARGV[1], id))
+    local key = op_key(ARGV[1], id)
+    -- Past its retention the hash is gone before the entry, and the id may be that of a new operation.
+    local h = redis.call('HMGET', key, 'st', 'q')
+    if h[1] == state then
+      redis.call('DEL', key)
+      if state == 'failed' and h[2] then depth(ARGV[1], 'f', h[2], -1) end
+    end
     deleted = deleted + 1
   end
 end

@@ -1,8 +1,8 @@
 -- Takes back expired leases, and drops what is past its retention.
--- KEYS  1 leases  2 metrics  3 reaper  4 registry  5 failures  6 system_errors  7 workers
+-- KEYS  1 leases  2 metrics  3 reaper  4 registry  5 failures  6 system_errors  7 workers  8 delayed  9 depths
 -- ARGV  1 prefix  2 crashes after which an operation is quarantined  3 interval between reapings (ms)
 --       4 lease (ms)  5 retention (ms)  6 at most how many
--- Reply {returned to their queue, in grace 0|1, quarantined operations as 9 values each, like claim with index 0}
+-- Reply {returned to their queue, in grace 0|1, quarantined operations as 12 values each, like claim with index 0}
 -- A quarantined operation is leased to the caller, which gives it up like any other failure.
 -- After an outage (no reaping for 3 intervals) nothing is taken back for one lease: its owners are alive, and were
 -- as unable to renew as this script was to run.
@@ -21,36 +21,54 @@ if now - last > 3 * interval then
   redis.call('ZADD', KEYS[3], grace, 'grace')
 end
 
-local function trim(key, age)
-  local old = redis.call('ZRANGEBYSCORE', key, '-inf', now - age, 'LIMIT', 0, limit)
-  if #old > 0 then redis.call('ZREM', key, unpack(old)) end
+local function trim(entries, state)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', entries, '-inf', now - retention, 'LIMIT', 0, limit)) do
+    redis.call('ZREM', entries, id)
+    local h = redis.call('HMGET', op_key(prefix, id), 'st', 'q')
+    if h[1] == state then
+      redis.call('DEL', op_key(prefix, id))
+      if state == 'failed' and h[2] then depth(prefix, 'f', h[2], -1) end
+    end
+  end
 end
-trim(KEYS[5], retention)
-trim(KEYS[6], retention)
-trim(KEYS[7], 60000)
+trim(KEYS[5], 'failed')
+trim(KEYS[6], 'system_error')
+redis.call('ZREMRANGEBYSCORE', KEYS[7], '-inf', now - 60000)
+
+-- What is counted for a container that is empty was lost with its operations (an eviction, a restore).
+for letter, container in pairs({ d = KEYS[8], l = KEYS[1], f = KEYS[5] }) do
+  if redis.call('EXISTS', container) == 0 then
+    for _, field in ipairs(redis.call('HKEYS', KEYS[9])) do
+      if string.sub(field, 1, 1) == letter then redis.call('HDEL', KEYS[9], field) end
+    end
+  end
+end
 if now < grace then return { 0, 1, {} } end
 
-local returned, quarantined = 0, {}
+local returned, quarantined, token = 0, {}, nil
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, limit)) do
   redis.call('ZREM', KEYS[1], id)
   local key = op_key(prefix, id)
-  local h = redis.call('HMGET', key, 'st', 'q', 'b', 'at', 'dc', 'cr', 'ex', 'fa', 'rd')
+  local h = redis.call('HMGET', key, 'st', 'q', 'b', 'at', 'dc', 'cr', 'ex', 'fa', 'rd', 'ts', 'tp')
   if h[1] == 'leased' and h[2] then
     local crashes = (tonumber(h[6]) or 0) + 1
     if crashes > max_crashes then
-      local token = (tonumber(h[5]) or 0) + 1
-      redis.call('HSET', key, 'cr', crashes, 'dc', token)
+      local deliveries = (tonumber(h[5]) or 0) + 1
+      token = token or new_token(prefix)
+      redis.call('HSET', key, 'cr', crashes, 'tk', token, 'dc', deliveries)
       redis.call('ZADD', KEYS[1], now + lease, id)
-      for _, value in ipairs({ id, 0, token, h[4] or 0, crashes, h[7] or 0, h[8] or now, h[9] or now, h[3] or '' }) do
+      for _, value in ipairs({ id, 0, token, deliveries, h[4] or 0, crashes, h[7] or 0, h[8] or now, h[9] or now,
+        h[10] or now, h[11] or '', h[3] or '' }) do
         quarantined[#quarantined + 1] = value
       end
     else
       redis.call('HSET', key, 'cr', crashes, 'st', 'ready')
       redis.call('LPUSH', prefix .. h[2], id)
+      depth(prefix, 'l', h[2], -1)
       wake(prefix, redis.call('HGET', KEYS[4], h[2]))
       returned = returned + 1
     end
   end
 end
-count(prefix, 'reclaimed', returned + #quarantined / 9)
+count(prefix, 'reclaimed', returned + #quarantined / 12)
 return { returned, 0, quarantined }

@@ -3,14 +3,16 @@
 -- ARGV  1 prefix  2 id  3 token  4 delay (ms, 0: at once)
 -- Reply 1 released | 0 stale
 local prefix, id, delay = ARGV[1], ARGV[2], tonumber(ARGV[4])
-if not holds(prefix, id, ARGV[3]) then return 0 end
+local queue = holds(prefix, id, ARGV[3])
+if not queue then return 0 end
 local key = op_key(prefix, id)
 redis.call('ZREM', KEYS[1], id)
+depth(prefix, 'l', queue, -1)
 if delay > 0 then
   redis.call('HSET', key, 'st', 'delayed')
   redis.call('ZADD', KEYS[2], now_ms() + delay, id)
+  depth(prefix, 'd', queue, 1)
 else
-  local queue = redis.call('HGET', key, 'q')
   redis.call('HSET', key, 'st', 'ready')
   redis.call('LPUSH', prefix .. queue, id)
   wake(prefix, redis.call('HGET', KEYS[3], queue))

@@ -1,10 +1,11 @@
 -- Ends an attempt and schedules the next one.
 -- KEYS  1 leases  2 delayed  3 metrics
 -- ARGV  1 prefix  2 id  3 token  4 delay (ms)  5 exhaustions to add  6 counters, comma-separated
---       7 record of the attempt (JSON)  8 1 when sent again after a lost reply
+--       7 record of the attempt (JSON)  8 1 when sent again after a lost reply  9 its trace (traceparent) or ''
 -- Reply 1 scheduled | 0 stale
 local prefix, id = ARGV[1], ARGV[2]
-if not holds(prefix, id, ARGV[3]) then
+local queue = holds(prefix, id, ARGV[3])
+if not queue then
   if ARGV[8] ~= '1' then count(prefix, 'stale_acks', 1) end
   return 0
 end
@@ -13,7 +14,10 @@ redis.call('ZREM', KEYS[1], id)
 redis.call('HSET', key, 'st', 'delayed', 'rd', due)
 redis.call('HINCRBY', key, 'at', 1)
 if ARGV[5] ~= '0' then redis.call('HINCRBY', key, 'ex', ARGV[5]) end
+if ARGV[9] ~= '' then redis.call('HSET', key, 'tp', ARGV[9]) end
 append_history(key, ARGV[7])
 redis.call('ZADD', KEYS[2], due, id)
+depth(prefix, 'l', queue, -1)
+depth(prefix, 'd', queue, 1)
 count_all(prefix, ARGV[6])
 return 1

@@ -1,0 +1,68 @@
+"""Whether a worker is alive and ready, from figures that another thread may read. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from queue_system.hooks import Health
+
+LOOP_LIMIT: Final = 10.0
+"""Seconds that the event loop may be blocked before the worker counts as not alive."""
+
+TURN_LIMIT: Final = 30.0
+"""Seconds that one round trip of the claim loop may take, its own time limits included."""
+
+CONTACT_LIMIT: Final = 15.0
+"""Seconds since Redis last answered, after which the worker is not ready. It is asked every third of a lease."""
+
+OK: Final = "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What is looked at. Times in seconds, None where nothing is under way."""
+
+    state: str
+    loop_blocked_for: float
+    loops_down: tuple[str, ...]
+    turning_for: float | None
+    without_contact_for: float
+    breaker: str
+    threads: int
+    threads_abandoned: int
+
+
+def judge(signs: Signs) -> Health:
+    """Alive: the claim loop moves, also while draining. Ready: it may be given work, and can do it."""
+    alive = {
+        "event_loop": _limit("blocked", signs.loop_blocked_for, LOOP_LIMIT),
+        "loops": f"down: {', '.join(signs.loops_down)}" if signs.loops_down else OK,
+        "claim_loop": _limit("in one round trip", signs.turning_for or 0.0, TURN_LIMIT),
+    }
+    ready = {
+        "state": OK if signs.state == "running" else signs.state,
+        "redis": _redis(signs),
+        "thread_pool": _pool(signs),
+    }
+    return Health(_all_ok(alive), _all_ok(alive) and _all_ok(ready), alive, {**alive, **ready})
+
+
+def _limit(what: str, seconds: float, limit: float) -> str:
+    return OK if seconds <= limit else f"{what} for {seconds:.1f} s"
+
+
+def _redis(signs: Signs) -> str:
+    if signs.breaker == "open":
+        return "the circuit breaker is open"
+    return _limit("no answer", signs.without_contact_for, CONTACT_LIMIT)
+
+
+def _pool(signs: Signs) -> str:
+    if signs.threads_abandoned < signs.threads:
+        return OK
+    return f"all {signs.threads} threads are held by operations beyond their limit"
+
+
+def _all_ok(checks: dict[str, str]) -> bool:
+    return all(finding == OK for finding in checks.values())

@@ -1,0 +1,147 @@
+"""Enqueue, and the markers that wake workers."""
+
+from __future__ import annotations
+
+import pytest
+
+from queue_system.broker.messages import MAX_ENQUEUE, Accepted, NewOperation
+
+QUEUED, SCHEDULED = Accepted.QUEUED, Accepted.SCHEDULED
+DUPLICATE_ID, DUPLICATE_KEY = Accepted.DUPLICATE_ID, Accepted.DUPLICATE_KEY
+
+
+def keyed(operation_id: str, key: str, *, window: float = 600.0, delay: float = 0.0) -> NewOperation:
+    return NewOperation(operation_id, b"{}", delay, key, window)
+
+
+def test_queued_in_order(rig):
+    before = rig.now_ms()
+    assert rig.enqueue("a", "b", "c") == [(QUEUED, "a"), (QUEUED, "b"), (QUEUED, "c")]
+    assert rig.ready() == ["a", "b", "c"]
+    fields = rig.fields("a")
+    assert before <= int(fields["ts"]) == int(fields["rd"]) <= rig.now_ms()
+    assert fields == {"st": "ready", "q": "normal:mail", "b": "body of a", "ts": fields["ts"], "rd": fields["rd"]}
+    assert rig.metric("enqueued") == 3
+
+
+def test_scheduled_is_due_after_its_delay(rig):
+    before = rig.now_ms()
+    assert rig.enqueue("a", delay=60.0) == [(SCHEDULED, "a")]
+    due = rig.score(rig.keys.delayed, "a")
+    assert before + 60_000 <= due <= rig.now_ms() + 60_000
+    assert rig.fields("a")["st"] == "delayed"
+    assert rig.fields("a")["rd"] == str(due)
+    assert (rig.ready(), rig.metric("enqueued")) == ([], 1)
+    assert rig.marked() == {"async"}, "a worker that waits has to learn when to look again"
+
+
+def test_an_id_that_exists_is_not_accepted_again(rig):
+    rig.enqueue("a")
+    assert rig.enqueue("b", "a") == [(QUEUED, "b"), (DUPLICATE_ID, "a")]
+    assert rig.enqueue("a", queue="other", priority="high", delay=60.0) == [(DUPLICATE_ID, "a")]
+    assert rig.ready() == ["a", "b"]
+    assert rig.fields("a")["q"] == "normal:mail"
+    assert (rig.metric("enqueued"), rig.metric("deduplicated")) == (2, 2)
+
+
+@pytest.mark.parametrize("state", ["leased", "delayed", "failed", "done"])
+def test_an_id_is_taken_in_every_state(rig, state):
+    delivery = rig.held("a")
+    if state == "delayed":
+        assert rig.retry(delivery)
+    elif state == "failed":
+        assert rig.fail(delivery)
+    elif state == "done":
+        assert rig.complete(delivery, done_ttl=60.0) == [True]
+    assert rig.fields("a")["st"] == state
+    assert rig.enqueue("a") == [(DUPLICATE_ID, "a")]
+
+
+def test_a_deduplication_key_names_its_holder(rig):
+    assert rig.enqueue(keyed("a", "k")) == [(QUEUED, "a")]
+    assert rig.enqueue(keyed("b", "k"), keyed("c", "other")) == [(DUPLICATE_KEY, "a"), (QUEUED, "c")]
+    assert rig.ready() == ["a", "c"]
+    assert rig.ttl("b") == -2
+    assert (rig.metric("enqueued"), rig.metric("deduplicated")) == (2, 1)
+
+
+@pytest.mark.parametrize(("delay", "window"), [(0.0, 600.0), (60.0, 600.0)])
+def test_the_window_counts_from_the_due_time(rig, delay, window):
+    rig.enqueue(keyed("a", "k", window=window, delay=delay))
+    left = rig.redis.pttl(rig.keys.dedup("k"))
+    assert (delay + window) * 1000 - 5000 < left <= (delay + window) * 1000
+
+
+def test_a_key_is_free_after_its_window(rig):
+    rig.enqueue(keyed("a", "k"))
+    rig.redis.delete(rig.keys.dedup("k"))  # as its expiry does
+    assert rig.enqueue(keyed("b", "k")) == [(QUEUED, "b")]
+
+
+def test_a_key_stays_held_when_its_operation_is_done(rig):
+    rig.enqueue(keyed("a", "k"))
+    rig.complete(rig.one())
+    assert rig.enqueue(keyed("b", "k")) == [(DUPLICATE_KEY, "a")]
+
+
+def test_keys_of_any_content(rig):
+    odd = "ключ with spaces\n\x00 and \ud800" * 100
+    assert rig.enqueue(keyed("a", odd), keyed("b", odd)) == [(QUEUED, "a"), (DUPLICATE_KEY, "a")]
+
+
+def test_duplicates_within_one_call(rig):
+    replies = rig.enqueue(keyed("a", "k"), keyed("a", "l"), keyed("b", "k"), keyed("c", "l"))
+    assert replies == [(QUEUED, "a"), (DUPLICATE_ID, "a"), (DUPLICATE_KEY, "a"), (QUEUED, "c")]
+    assert rig.ready() == ["a", "c"]
+
+
+def test_ready_and_scheduled_in_one_call(rig):
+    replies = rig.enqueue(NewOperation("a", b"{}"), NewOperation("b", b"{}", 60.0), NewOperation("c", b"{}"))
+    assert replies == [(QUEUED, "a"), (SCHEDULED, "b"), (QUEUED, "c")]
+    assert (rig.ready(), rig.members(rig.keys.delayed)) == (["a", "c"], ["b"])
+
+
+def test_a_thousand_in_one_call(rig):
+    ids = [f"operation-{number:04}" for number in range(MAX_ENQUEUE)]
+    assert rig.enqueue(*ids) == [(QUEUED, one) for one in ids]
+    assert rig.ready() == ids
+    assert rig.metric("enqueued") == 1000
+
+
+def test_bodies_are_any_bytes(rig):
+    body = bytes(range(256)) * 40
+    rig.enqueue(NewOperation("a", body))
+    assert rig.one().body == body
+
+
+@pytest.mark.parametrize(("kind", "side"), [("a", "async"), ("s", "sync"), ("m", "async")])
+def test_a_marker_is_set_for_the_side_that_can_take_it(rig, kind, side):
+    rig.enqueue("a", kind=kind)
+    assert rig.marked() == {side}
+    wait = rig.commands.wait(for_sync=True, for_async=True, timeout=5.0)
+    assert rig.run(wait) == side
+    assert rig.marked() == set()
+
+
+def test_a_duplicate_wakes_nobody(rig):
+    rig.enqueue("a")
+    rig.clear_markers()
+    rig.enqueue("a")
+    assert rig.marked() == set()
+
+
+def test_waiting_is_for_the_wanted_side_only_and_bounded(rig):
+    rig.enqueue("a", kind="s")
+    assert rig.run(rig.commands.wait(for_sync=False, for_async=True, timeout=0.01)) is None
+    assert rig.marked() == {"sync"}
+    assert rig.run(rig.commands.wait(for_sync=True, for_async=False, timeout=5.0)) == "sync"
+    assert rig.run(rig.commands.wait(for_sync=True, for_async=True, timeout=0.0)) is None
+
+
+@pytest.mark.parametrize("side", ["async", "sync"])
+def test_a_marker_can_be_put_back(rig, side):
+    rig.run(rig.commands.wake(sync=side == "sync"))
+    rig.run(rig.commands.wake(sync=side == "sync"))
+    assert rig.marked() == {side}
+    assert rig.run(rig.commands.wait(for_sync=True, for_async=True, timeout=5.0)) == side
+    assert rig.marked() == set()

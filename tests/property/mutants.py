@@ -1,0 +1,96 @@
+"""Broken versions of the scripts: each says what a change by mistake could look like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from queue_system.broker.scripts import Script, load_scripts, make_script
+
+COMMON: Final = "common"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A script (or what is common to all) with texts exchanged."""
+
+    name: str
+    script: str
+    edits: tuple[tuple[str, str], ...]
+
+    def scripts(self) -> dict[str, Script]:
+        """All scripts, with this one (or each, when the common part is edited) broken."""
+        return {
+            name: make_script(name, self._edit(script.source)) if self.script in {name, COMMON} else script
+            for name, script in load_scripts().items()
+        }
+
+    def _edit(self, source: str) -> str:
+        for old, new in self.edits:
+            assert source.count(old) == 1, f"{self.name}: {old!r} is {source.count(old)} times in {self.script}.lua"
+            source = source.replace(old, new)
+        return source
+
+
+def _mutant(name: str, script: str, *texts: str) -> Mutant:
+    """The texts are old, new, old, new, ..."""
+    return Mutant(name, script, tuple(zip(texts[::2], texts[1::2], strict=True)))
+
+
+MUTANTS: Final = (
+    # The token
+    _mutant("any token holds", COMMON, "h[1] == 'leased' and h[2] == token", "h[1] == 'leased'"),
+    _mutant("a token holds for ever", COMMON, "h[1] == 'leased' and h[2] == token", "h[2] == token"),
+    _mutant("a token is given twice", COMMON, "return redis.call('INCR', prefix .. 'token')", "return 1"),
+    _mutant("complete does not check", "complete", "if holds(prefix, id, ARGV[i + 1]) then", "if true then"),
+    _mutant("retry does not check", "retry", "if not holds(prefix, id, ARGV[3]) then", "if false then"),
+    _mutant("fail does not check", "fail", "if not holds(prefix, id, ARGV[3]) then", "if false then"),
+    _mutant("release does not check", "release", "if not holds(prefix, id, ARGV[3]) then return 0 end", ""),
+    _mutant("renew does not check", "renew", "holds(ARGV[1], id, ARGV[i + 1]) and ", ""),
+    _mutant("quarantine keeps the old token", "reap", "'tk', token, 'dc', deliveries)", "'dc', deliveries)"),
+    # The lease
+    _mutant("claim takes no lease", "claim", "if #leases > 0 then redis.call('ZADD', KEYS[1], unpack(leases)) end", ""),
+    _mutant("complete keeps the lease", "complete", "redis.call('ZREM', KEYS[1], id)", ""),
+    _mutant("retry keeps the lease", "retry", "redis.call('ZREM', KEYS[1], id)", ""),
+    _mutant("fail keeps the lease", "fail", "redis.call('ZREM', KEYS[1], id)", ""),
+    _mutant("release keeps the lease", "release", "redis.call('ZREM', KEYS[1], id)", ""),
+    _mutant("reap keeps the lease", "reap", "  redis.call('ZREM', KEYS[1], id)\n", ""),
+    _mutant("renew prolongs nothing", "renew", "redis.call('ZADD', KEYS[1], expiry, id)", ""),
+    # What is claimed
+    _mutant("claim leases whatever id", "claim", "if not h[2] then", "if false then", "if not h[1] then",
+            "if false then", "if h[1] ~= 'ready' then", "if false then"),
+    _mutant("claim does not check the state", "claim", "if h[1] ~= 'ready' then", "if false then"),
+    _mutant("claim takes the last queue first", "claim", "for j = 1, #KEYS - 8 do", "for j = #KEYS - 8, 1, -1 do"),
+    _mutant("claim takes one too many", "claim", "local room = slots[kind]", "local room = 1 + slots[kind]"),
+    _mutant("claim counts no delivery", "claim", "(tonumber(h[4]) or 0) + 1", "(tonumber(h[4]) or 0)"),
+    _mutant("promote leaves the state", "claim", "    redis.call('HSET', key, 'st', 'ready')\n", ""),
+    _mutant("promote leaves it delayed", "claim", "    redis.call('ZREM', KEYS[2], id)\n", ""),
+    _mutant("by hand is not accepted", "claim", "count(prefix, 'enqueued', 1)", ""),
+    # What comes in
+    _mutant("enqueue takes an id twice", "enqueue", "if redis.call('EXISTS', key) == 1 then", "if false then"),
+    _mutant("a dedup key never expires", "enqueue", ", 'PX', tonumber(ARGV[i + 3]) + delay)", ")"),
+    _mutant("enqueue wakes nobody", "enqueue", "if accepted > 0 then wake(prefix, kind) end", ""),
+    _mutant("a callback is not counted", COMMON, "  count(prefix, 'callbacks_enqueued', 1)\n", ""),
+    # What ends
+    _mutant("done is kept for ever", "complete", "redis.call('PEXPIRE', key, keep)", ""),
+    _mutant("a failure is kept for ever", "fail", "redis.call('PEXPIRE', key, ARGV[9])", ""),
+    _mutant("a failure keeps its dedup key", "fail", "release_dedup(prefix, id, redis.call('HGET', key, 'dk'))", ""),
+    _mutant("another's dedup key is released", COMMON, "if redis.call('GET', key) == id then", "if true then"),
+    _mutant("a failed attempt is not counted", "retry", "redis.call('HINCRBY', key, 'at', 1)", ""),
+    _mutant("sent again counts as stale", "complete", "if again ~= '1' then", "if true then"),
+    # What comes back
+    _mutant("reap does not check the state", "reap", "if h[1] == 'leased' and h[2] then", "if h[2] then"),
+    _mutant("reap counts no crash", "reap", "(tonumber(h[6]) or 0) + 1", "(tonumber(h[6]) or 0)"),
+    _mutant("nobody is quarantined", "reap", "if crashes > max_crashes then", "if false then"),
+    _mutant("reap puts to the tail", "reap", "redis.call('LPUSH', prefix .. h[2], id)",
+            "redis.call('RPUSH', prefix .. h[2], id)"),
+    _mutant("an outage gives no grace", "reap", "if now - last > 3 * interval then", "if false then"),
+    _mutant("release puts to the tail", "release", "redis.call('LPUSH'", "redis.call('RPUSH'"),
+    _mutant("a requeued failure expires", "requeue_failure", "redis.call('PERSIST', key)\n", ""),
+    _mutant("requeue does not check", "requeue_failure", "if h[1] ~= ARGV[3] or not h[2]", "if not h[2]"),
+    # What is purged
+    _mutant("purge is not counted", "purge", "count(ARGV[1], 'discarded', discarded.o)\n", ""),
+    _mutant("purge takes other queues too", "purge_delayed", " and h[4] == ARGV[2]", ""),
+    _mutant("purge of failures does not check", "purge_failures",
+            "if redis.call('HGET', key, 'st') == state then redis.call('DEL', key) end", "redis.call('DEL', key)"),
+)  # fmt: skip

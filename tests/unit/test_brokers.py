@@ -1,0 +1,177 @@
+"""How calls are carried out, on both sides: what is sent again, and what must not be."""
+
+import asyncio
+import inspect
+from types import SimpleNamespace
+
+import pytest
+import redis.exceptions as rex
+
+from queue_system.broker.aio import AsyncBroker
+from queue_system.broker.commands import Commands
+from queue_system.broker.messages import Accepted, NewOperation
+from queue_system.broker.scripts import load_scripts
+from queue_system.broker.sync import SyncBroker
+from queue_system.errors import BrokerReplyError, BrokerUnavailableError
+from queue_system.keys import Keys
+
+C = Commands(Keys("q:"))
+ENQUEUE = C.enqueue("mail", "high", "a", [NewOperation("1", b"{}")])
+RELEASE = C.release("1", 1)
+CLAIM = C.claim([], async_slots=1, sync_slots=1, lease=1, registry_version="0", retention=1)
+CUT = rex.ConnectionError("Connection closed by server.")
+REFUSED = rex.ConnectionError("Error 111 connecting to here. Connection refused.")
+NO_SCRIPT = rex.NoScriptError("No matching script")
+
+
+class Client:
+    """Gives one answer after the other; notes what was sent."""
+
+    def __init__(self, answers, *, is_async) -> None:
+        self.answers, self.sent, self.is_async = list(answers), [], is_async
+
+    def _maybe_awaitable(self, value):
+        async def later():
+            return value
+
+        return later() if self.is_async else value
+
+    def execute_command(self, *command):
+        self.sent.append(command)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return self._maybe_awaitable(answer)
+
+    def pipeline(self, *, transaction):
+        assert not transaction
+        queued = []
+
+        def execute(*, raise_on_error):
+            assert not raise_on_error
+            if isinstance(self.answers[0], rex.ConnectionError):
+                raise self.answers.pop(0)
+            loads = [command[0] == "SCRIPT LOAD" for command in queued]
+            return self._maybe_awaitable([b"sha" if load else self.answers.pop(0) for load in loads])
+
+        return SimpleNamespace(execute_command=lambda *command: queued.append(command), execute=execute)
+
+
+class Side:
+    """A broker of either kind, called in the same way."""
+
+    def __init__(self, kind: str) -> None:
+        self.is_async = kind == "async"
+
+    def prepare(self, *answers, tries=3):
+        self.client = Client(answers, is_async=self.is_async)
+        broker = AsyncBroker if self.is_async else SyncBroker
+        self.broker = broker(self.client, "here", tries=tries)
+
+    def call(self, method, *args):
+        result = getattr(self.broker, method)(*args)
+        return asyncio.run(result) if inspect.iscoroutine(result) else result
+
+
+@pytest.fixture(params=["sync", "async"])
+def side(request, monkeypatch):
+    async def at_once(_):
+        return None
+
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr("asyncio.sleep", at_once)
+    return Side(request.param)
+
+
+def test_a_script_is_called_by_its_digest(side):
+    side.prepare(1)
+    assert side.call("run", RELEASE) is True
+    (command,) = side.client.sent
+    sha = load_scripts()["release"].sha
+    assert command == ("EVALSHA", sha, 3, "q:leases", "q:delayed", "q:registry", "q:", b"1", 1, 0)
+
+
+def test_a_server_that_does_not_know_the_script_is_given_it(side):
+    side.prepare(NO_SCRIPT, 1, tries=1)
+    assert side.call("run", RELEASE) is True
+    assert [command[0] for command in side.client.sent] == ["EVALSHA", "EVAL"]
+    assert side.client.sent[1][1] == load_scripts()["release"].source
+    assert side.client.sent[1][2:] == side.client.sent[0][2:]
+
+
+def test_a_plain_command_is_sent_as_it_is(side):
+    side.prepare(b"3")
+    assert side.call("run", C.add_to_metric("m", 1)) == 3.0
+    assert side.client.sent == [("HINCRBY", "q:metrics", "m", 1)]
+
+
+def test_an_idempotent_call_is_sent_again(side):
+    side.prepare(CUT, REFUSED, 1)
+    assert side.call("run", RELEASE) is True
+    assert len(side.client.sent) == 3
+
+
+def test_but_not_for_ever(side):
+    side.prepare(*[CUT] * 9, tries=3)
+    with pytest.raises(BrokerUnavailableError, match="Redis at here"):
+        side.call("run", RELEASE)
+    assert len(side.client.sent) == 3
+
+
+@pytest.mark.parametrize("call", [CLAIM, C.add_to_metric("m", 1)], ids=["claim", "metric"])
+def test_what_would_count_twice_is_never_sent_again(side, call):
+    side.prepare(CUT, 1)
+    with pytest.raises(BrokerUnavailableError):
+        side.call("run", call)
+    assert len(side.client.sent) == 1
+
+
+@pytest.mark.parametrize("error", [rex.OutOfMemoryError("full"), rex.ReadOnlyError("replica"), rex.ResponseError("no")])
+def test_what_will_be_refused_again_is_not_sent_again(side, error):
+    side.prepare(error, 1)
+    with pytest.raises((BrokerUnavailableError, BrokerReplyError)):
+        side.call("run", RELEASE)
+    assert len(side.client.sent) == 1
+
+
+def test_an_id_that_exists_after_a_lost_reply_is_ones_own(side):
+    side.prepare(CUT, [b"i"])
+    assert side.call("run", ENQUEUE) == [(Accepted.QUEUED, "1")]
+    side.prepare(CUT, REFUSED, [b"i"])
+    assert side.call("run", ENQUEUE) == [(Accepted.QUEUED, "1")]
+    side.prepare(REFUSED, [b"i"])  # never sent: so it was somebody else's
+    assert side.call("run", ENQUEUE) == [(Accepted.DUPLICATE_ID, "1")]
+
+
+def test_many_calls_go_in_one_round_trip(side):
+    side.prepare(1, [b"q"])
+    replies = side.call("run_many", [RELEASE, ENQUEUE])
+    assert replies == [True, [(Accepted.QUEUED, "1")]]
+    assert side.client.sent == []
+
+
+def test_one_of_many_that_does_not_know_its_script_is_sent_again(side):
+    side.prepare(1, NO_SCRIPT, [b"q"])
+    assert side.call("run_many", [RELEASE, ENQUEUE])[1] == [(Accepted.QUEUED, "1")]
+    assert [command[0] for command in side.client.sent] in (["EVALSHA"], ["EVAL"])
+
+
+def test_a_round_trip_that_fails_is_told_as_a_whole(side):
+    side.prepare(CUT)
+    with pytest.raises(BrokerUnavailableError) as caught:
+        side.call("run_many", [RELEASE, ENQUEUE])
+    assert caught.value.ambiguous
+
+
+def test_an_error_of_one_of_many_is_raised_for_producers(side):
+    side.prepare(rex.ResponseError("no"), [b"q"])
+    with pytest.raises(BrokerReplyError):
+        side.call("run_all" if side.is_async else "run_many", [RELEASE, ENQUEUE])
+
+
+def test_for_the_worker_each_result_of_many_stands_alone():
+    side = Side("async")
+    side.prepare(rex.OutOfMemoryError("full"), [b"q"])
+    first, second = side.call("run_many", [RELEASE, ENQUEUE])
+    assert isinstance(first, BrokerUnavailableError)
+    assert second == [(Accepted.QUEUED, "1")]

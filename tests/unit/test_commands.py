@@ -1,0 +1,300 @@
+"""What is sent to Redis and how its answers are read: without Redis, held against the headers of the scripts."""
+
+import re
+
+import pytest
+
+from queue_system.broker.commands import Commands
+from queue_system.broker.messages import (
+    MAX_CLAIM,
+    REAP_LIMIT,
+    Accepted,
+    Callback,
+    Completion,
+    Delivery,
+    NewOperation,
+    ReadyQueue,
+    Status,
+)
+from queue_system.broker.resend import Resend, read_reply, worth_retrying
+from queue_system.broker.scripts import load_scripts
+from queue_system.errors import BrokerReplyError, BrokerUnavailableError
+from queue_system.keys import Keys, dedup_digest
+
+C = Commands(Keys("q:"))
+QUEUES = [ReadyQueue("b", "high", "s", "q:high:b"), ReadyQueue("a", "low", "m", "q:low:a")]
+CALLBACK = Callback("cb-1", "__callbacks__", "high", b"{}")
+CALLBACK_ARGS = ["cb-1", "high:__callbacks__", b"{}"]
+RETRY = {
+    "delay": 1.5,
+    "exhausted": True,
+    "counters": ["retried", "timeouts"],
+    "record": b"{}",
+    "again": True,
+    "trace": "trace",
+}
+FAIL = {
+    "attempted": True,
+    "counters": ["failed"],
+    "error": b"e",
+    "record": b"r",
+    "retention": 60,
+    "callback": CALLBACK,
+    "again": True,
+}
+
+
+def claim(*, registry_version="7", **slots):
+    return C.claim(
+        QUEUES, **{"async_slots": 2, "sync_slots": 1} | slots, lease=10, registry_version=registry_version, retention=60
+    )
+
+
+CALLS = {
+    "enqueue": (
+        C.enqueue(
+            "mail",
+            "high",
+            "a",
+            [NewOperation("1", b"one"), NewOperation("2", b"two", delay=1.5, deduplication_key="k", dedup_window=60)],
+        ),
+        ["high:mail", "a", b"1", 0, "", 0, b"one", b"2", 1500, dedup_digest("k"), 60000, b"two"],
+    ),
+    "claim": (claim(), [2, 1, 10000, "7", "sm", 60000]),
+    "claim, bounded": (claim(async_slots=10**6, sync_slots=10**6), [MAX_CLAIM, MAX_CLAIM, 10000, "7", "sm", 60000]),
+    "renew": (C.renew([("1", 3), ("2", 4)], 10), [10000, b"1", 3, b"2", 4]),
+    "complete": (
+        C.complete([Completion("1", 3, "o", CALLBACK), Completion("2", 4, "c")], done_ttl=2, again=True),
+        [2000, 1, b"1", 3, "o", *CALLBACK_ARGS, b"2", 4, "c", "", "", ""],
+    ),
+    "retry": (C.retry("1", 3, **RETRY), [b"1", 3, 1500, 1, "retried,timeouts", b"{}", 1, "trace"]),
+    "fail": (
+        C.fail("1", 3, system_error=False, **FAIL),
+        [b"1", 3, "failed", 1, "failed", b"e", b"r", 60000, *CALLBACK_ARGS, 1],
+    ),
+    "fail, system error": (
+        C.fail("1", 3, system_error=True, **FAIL | {"attempted": False, "callback": None, "again": False}),
+        [b"1", 3, "system_error", 0, "failed", b"e", b"r", 60000, "", "", "", 0],
+    ),
+    "release": (C.release("1", 3, delay=2.5), [b"1", 3, 2500]),
+    "reap": (
+        C.reap(max_crashes=3, interval=2, lease=10, retention=60),
+        [3, 2000, 10000, 60000, REAP_LIMIT],
+    ),
+    "requeue_failure": (C.requeue_failure("1"), [b"1", "failed"]),
+    "requeue_failure, system error": (C.requeue_failure("1", system_errors=True), [b"1", "system_error"]),
+    "purge": (C.purge_ready("mail", "low"), []),
+    "purge_delayed": (C.purge_delayed("mail", "low", 17), ["low:mail", 17]),
+    "purge_failures": (C.purge_failures(["1", "2"]), [b"1", b"2"]),
+    "purge_failures, system error": (C.purge_failures(system_errors=True), []),
+    "failures": (C.failures(offset=5, limit=10), [5, 10]),
+    "failures, system error": (C.failures(operation_id="1", system_errors=True), [0, 50, b"1"]),
+    "status": (C.status(), [30000]),
+    "depth": (C.depth(), []),
+    "heartbeat": (C.heartbeat("w", expiry=30, fields={"threads": "4"}), ["w", 30000, "threads", "4"]),
+}
+SCRIPTS = pytest.mark.parametrize(
+    ("case", "call", "args"), [(case, *given) for case, given in CALLS.items()], ids=CALLS
+)
+
+
+def header(script: str, section: str) -> list[tuple[int, str]]:
+    """The numbered entries of KEYS or ARGV in a script's header, up to those that are not numbered."""
+    source = re.sub(r"\n--\s{3,}", "  ", load_scripts()[script].source)
+    (line,) = re.findall(rf"^-- {section}  (.*)$", source, re.MULTILINE)
+    return [(int(number), text) for number, text in re.findall(r"(\d+) (.*?)(?:  |$)", line.partition("  then ")[0])]
+
+
+@SCRIPTS
+def test_arguments_are_in_the_order_of_the_scripts_header(case, call, args):
+    assert call.name == case.partition(",")[0]
+    assert list(call.args) == ["q:", *args]
+    numbered = len(header(call.name, "ARGV"))
+    assert len(call.args) >= numbered - (call.name == "failures")  # whose last one is an alternative
+
+
+@SCRIPTS
+def test_keys_are_in_the_order_of_the_scripts_header(case, call, args):
+    lists = {"q:high:b", "q:low:a", "q:low:mail"}
+    names = [text for number, text in header(call.name, "KEYS") if text != "the ready list"]
+    alternative = 2 if "system error" in case else 0
+    expected = [f"q:{name.split(' ')[alternative]}" if " or " in name else f"q:{name}" for name in names]
+    assert [key for key in call.keys if key not in lists] == expected
+
+
+def test_the_lists_to_take_from_are_keys_of_their_own():
+    assert claim().keys[-2:] == ("q:high:b", "q:low:a")
+    assert C.purge_ready("mail", "low").keys[0] == "q:low:mail"
+
+
+def test_every_script_is_called():
+    assert {case.partition(",")[0] for case in CALLS} == set(load_scripts())
+
+
+@SCRIPTS
+def test_what_must_not_be_sent_twice(case, call, args):
+    assert call.idempotent is (call.name not in {"claim", "reap"})
+    assert not call.plain
+
+
+@pytest.mark.parametrize("raw", ["plain", "\udcff\udcfe", "ü"])
+def test_an_id_of_any_bytes_survives_the_way_there_and_back(raw):
+    encoded = raw.encode("utf-8", "surrogateescape")
+    call = C.renew([(raw, 1)], 1)
+    assert call.args[2] == encoded
+    assert call.parse([1]) == [(raw, 1)]
+    assert C.failures().parse([encoded, *[b""] * 7])[0].operation_id == raw
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ms"), [(0, 0), (-5, 0), (0.0004, 0), (0.0006, 1), (1.4999, 1500), (3600, 3_600_000)]
+)
+def test_seconds_become_milliseconds(seconds, ms):
+    assert C.release("1", 1, delay=seconds).args[-1] == ms
+
+
+def test_what_became_of_each_new_operation():
+    call = C.enqueue("mail", "high", "a", [NewOperation(str(n), b"") for n in range(4)])
+    assert call.parse([b"q", b"s", b"i", b"dother"]) == [
+        (Accepted.QUEUED, "0"),
+        (Accepted.SCHEDULED, "1"),
+        (Accepted.DUPLICATE_ID, "2"),
+        (Accepted.DUPLICATE_KEY, "other"),
+    ]
+
+
+@pytest.mark.parametrize("reply", [[b"x"], [b""]])
+def test_an_unknown_answer_is_told(reply):
+    with pytest.raises(BrokerReplyError, match="does not know"):
+        C.enqueue("mail", "high", "a", [NewOperation("1", b"")]).parse(reply)
+
+
+def test_after_a_lost_reply_an_existing_id_is_ones_own():
+    call = C.enqueue("mail", "high", "a", [NewOperation("1", b""), NewOperation("2", b"")])
+    resend = Resend("here")
+    assert read_reply(call, [b"i", b"dx"], resend)[0][0] is Accepted.DUPLICATE_ID
+    resend.failed(TimeoutError("reading"))
+    assert resend.ambiguous
+    assert read_reply(call, [b"i", b"dx"], resend) == [(Accepted.QUEUED, "1"), (Accepted.DUPLICATE_KEY, "x")]
+
+
+def test_a_sending_that_never_left_is_not_ambiguous():
+    resend = Resend("here")
+    resend.failed(ConnectionRefusedError("Connection refused"))
+    assert not resend.ambiguous
+
+
+@pytest.mark.parametrize(
+    ("error", "worth"),
+    [
+        (BrokerUnavailableError("", kind="connection"), True),
+        (BrokerUnavailableError("", kind="timeout"), True),
+        (BrokerUnavailableError("", kind="loading"), True),
+        (BrokerUnavailableError("", kind="oom"), False),
+        (BrokerUnavailableError("", kind="readonly"), False),
+        (BrokerUnavailableError("", kind="auth"), False),
+        (BrokerReplyError(""), False),
+        (ValueError(), False),
+    ],
+)
+def test_what_is_tried_again(error, worth):
+    assert worth_retrying(error) is worth
+
+
+def delivery(**fields) -> Delivery:
+    counts = {"token": 77, "deliveries": 5, "attempts": 1, "crashes": 2, "exhaustions": 3}
+    times = {"first_attempt_time": 1.5, "ready_at": 2.5, "accepted_at": 0.5}
+    return Delivery(operation_id="id-1", previous_trace="trace", body=b"body", **times, **counts, **fields)
+
+
+def test_a_claim_with_operations():
+    operation = [b"id-1", 2, 77, 5, b"1", b"2", b"3", b"1500", b"2500", b"500", b"trace", b"body"]
+    claimed = claim().parse([10_000, 250, 1, 0, b"7", [], operation])
+    assert claimed.deliveries == [delivery(ready_key="q:low:a", claimed_at=10.0)]
+    assert (claimed.now, claimed.next_due) == (10.0, 0.25)
+    assert (claimed.more_async, claimed.more_sync) == (True, False)
+    assert (claimed.registry_version, claimed.registry) == ("7", None)
+
+
+@pytest.mark.parametrize("registry", [[b"high:b", b"s", b"low:a", b"m"], {b"high:b": b"s", b"low:a": b"m"}])
+def test_a_claim_with_a_new_registry(registry):
+    claimed = claim().parse([10_000, -1, 0, 0, b"8", registry, []])
+    assert claimed.registry == QUEUES
+    assert (claimed.registry_version, claimed.next_due, claimed.deliveries) == ("8", None, [])
+
+
+def test_a_reaping():
+    operation = [b"id-1", 0, 77, 5, 1, 2, 3, 1500, 2500, 500, b"trace", b"body"]
+    reaped = C.reap(max_crashes=3, interval=1, lease=1, retention=1).parse([2, 1, operation])
+    assert (reaped.returned, reaped.in_grace) == (2, True)
+    assert reaped.quarantined == [delivery(ready_key="", claimed_at=0.0)]
+
+
+@pytest.mark.parametrize("metrics", [[b"enqueued", b"3"], {b"enqueued": b"3"}])
+def test_a_status(metrics):
+    reply = [10_500, [b"high:b", 2, b"low:a", 0], 1, 2, 3, 4, metrics, [b"w", b"20", b"0.25"]]
+    assert C.status().parse(reply) == Status(
+        10.5, {"high:b": 2, "low:a": 0}, 1, 2, 3, 4, {"enqueued": "3"}, [("w", 20, 0.25)]
+    )
+
+
+def test_failures_as_they_are_kept():
+    full = [b"id-1", b"high:b", b"failed", b"\xffbody", b"2", b"{}", b"one\ntwo", b"1500"]
+    bare = [b"\xff", b"", b"system_error", b"", b"", b"", b"", b""]
+    first, second = C.failures().parse([*full, *bare])
+    assert (first.operation_id, first.queue, first.state, first.body) == ("id-1", "high:b", "failed", b"\xffbody")
+    assert (first.attempts, first.error, first.history, first.failed_at) == (2, b"{}", [b"one", b"two"], 1.5)
+    assert (second.operation_id, second.attempts, second.history, second.failed_at) == ("\udcff", 0, [], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "reply", "value"),
+    [
+        (C.complete([], done_ttl=0, again=False), [1, 0], [True, False]),
+        (C.retry("1", 1, **RETRY), 0, False),
+        (C.fail("1", 1, system_error=False, **FAIL), 1, True),
+        (C.release("1", 1), 1, True),
+        (C.requeue_failure("1"), 0, False),
+        (C.purge_ready("a", "low"), b"3", 3),
+        (C.purge_delayed("a", "low", 0), [b"17", 2], (17, 2)),
+        (C.purge_failures(), 4, 4),
+        (C.heartbeat("w", expiry=1, fields={}), 1500, 1.5),
+        (C.add_to_metric("m", 2), b"5", 5.0),
+        (C.set_metric("m", "x"), 1, None),
+        (C.wake(sync=True), 1, None),
+    ],
+)
+def test_small_replies(call, reply, value):
+    assert call.parse(reply) == value
+
+
+@pytest.mark.parametrize(
+    ("call", "command"),
+    [
+        (C.add_to_metric("m", 2), ["HINCRBY", "q:metrics", "m", 2]),
+        (C.add_to_metric("m", 0.5), ["HINCRBYFLOAT", "q:metrics", "m", 0.5]),
+        (C.set_metric("m", "x"), ["HSET", "q:metrics", "m", "x"]),
+        (C.wake(sync=True), ["ZADD", "q:wake:sync", 0, "0"]),
+        (C.wake(sync=False), ["ZADD", "q:wake", 0, "0"]),
+        (C.wait(for_async=True, for_sync=False, timeout=2), ["BZPOPMIN", "q:wake", "2.000"]),
+        (C.wait(for_async=False, for_sync=True, timeout=0.25), ["BZPOPMIN", "q:wake:sync", "0.250"]),
+        (C.wait(for_async=True, for_sync=True, timeout=-1), ["BZPOPMIN", "q:wake", "q:wake:sync", "0.002"]),
+    ],
+)
+def test_plain_commands(call, command):
+    assert call.plain
+    assert [call.name, *call.args] == command
+    assert call.idempotent is (call.name in {"HSET", "ZADD"})
+
+
+@pytest.mark.parametrize(
+    ("reply", "side"),
+    [
+        (None, None),
+        ([b"q:wake", b"0", b"0"], "async"),
+        ([b"q:wake:sync", b"0", b"0"], "sync"),
+        (["q:wake:sync"], "sync"),
+    ],
+)
+def test_whom_a_marker_was_for(reply, side):
+    assert C.wait(for_async=True, for_sync=True, timeout=1).parse(reply) == side

@@ -1,0 +1,116 @@
+import json
+
+import pytest
+
+from queue_system.outcome import ErrorInfo
+from queue_system.runtime.incident import MAX_MESSAGE, MAX_TRACEBACK, attempt_record, describe_error
+
+
+def raised(error: BaseException, *, depth: int = 0) -> BaseException:
+    """The error with a traceback: raised by `innermost`, below so many other frames."""
+
+    def innermost():
+        raise error
+
+    def descend(levels):
+        return innermost() if levels == 0 else other(levels - 1)
+
+    def other(levels):  # two functions in turn: equal frames in a row are summed up
+        return innermost() if levels == 0 else descend(levels - 1)
+
+    try:
+        descend(depth)
+    except BaseException as caught:  # noqa: BLE001  that is what is asked for
+        return caught
+
+
+class Broken(Exception):  # noqa: N818
+    def __str__(self):
+        raise OSError("no text")
+
+
+def test_an_error_is_kept_with_its_class_message_and_place():
+    info = describe_error(raised(LookupError("no such user")))
+    assert (info.type, info.message) == ("LookupError", "no such user")
+    assert info.traceback.startswith("Traceback (most recent call last):\n")
+    assert info.traceback.endswith("LookupError: no such user\n")
+    assert "in innermost" in info.traceback
+
+
+def test_the_cause_is_kept_too():
+    error = RuntimeError("outer")
+    error.__cause__ = raised(KeyError("inner"))
+    traceback = describe_error(raised(error)).traceback
+    assert "KeyError: 'inner'" in traceback
+    assert "direct cause" in traceback
+
+
+@pytest.mark.parametrize("depth", [10, 45, 60, 400])
+def test_the_innermost_frame_is_never_cut(depth):
+    info = describe_error(raised(ValueError("deep"), depth=depth))
+    assert "in innermost" in info.traceback
+    assert len(info.traceback) <= MAX_TRACEBACK + 4
+
+
+def test_long_texts_are_cut_to_their_bounds():
+    info = describe_error(raised(ValueError("x" * 100_000)))
+    assert info.message == "x" * MAX_MESSAGE + "..."
+    assert info.traceback == "...\n" + "x" * (MAX_TRACEBACK - 1) + "\n"
+
+
+@pytest.mark.parametrize("text", ["\ud800 half", "file \udcff", "\x00"])
+def test_every_text_has_a_json_form(text):
+    info = describe_error(raised(ValueError(text)))
+    for kept in (info.message, info.traceback):
+        assert kept.encode()
+    assert "half" in info.message or "half" not in text
+
+
+def test_an_error_whose_text_cannot_be_had_is_still_described():
+    info = describe_error(raised(Broken()))
+    assert info.type == "Broken"
+    assert "__str__ raised OSError" in info.message
+    assert info.traceback
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ExceptionGroup("g", [ValueError("a")])])
+def test_any_error_can_be_described(error):
+    assert describe_error(raised(error)).type == type(error).__name__
+
+
+def record(**fields) -> dict:
+    given = {
+        "attempt": 2,
+        "worker": "w",
+        "started": 100.12345,
+        "ended": 101.0,
+        "reason": "error",
+        "error": ErrorInfo("ValueError", "no", "a traceback that is kept elsewhere"),
+        "headers": {},
+    }
+    return json.loads(attempt_record(**given | fields))
+
+
+def test_a_record_of_an_attempt():
+    assert record() == {
+        "attempt": 2,
+        "worker": "w",
+        "started": 100.123,
+        "ended": 101.0,
+        "reason": "error",
+        "error_type": "ValueError",
+        "error": "no",
+    }
+
+
+def test_a_record_has_the_trace_when_there_is_one():
+    assert record(headers={"traceparent": "00-a-b-01"})["trace"] == "00-a-b-01"
+    assert record(headers={"baggage": "x"})["trace"] == ""
+
+
+def test_a_record_is_one_short_line():
+    line = attempt_record(
+        attempt=1, worker="w", started=0, ended=0, reason="r", error=ErrorInfo("E", "a\nb" * 999), headers={}
+    )
+    assert b"\n" not in line
+    assert len(line) < 400

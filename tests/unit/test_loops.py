@@ -1,0 +1,186 @@
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from queue_system.runtime import loops
+from queue_system.runtime.loops import SupervisedLoop
+from support import until
+
+
+async def forever():
+    await asyncio.get_running_loop().create_future()
+
+
+class Paused:
+    """asyncio, but for pauses between two starts, which it notes; and for its clock, which is moved by hand."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+        self.now = 0.0
+
+    def __getattr__(self, name: str):
+        return getattr(asyncio, name)
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await asyncio.sleep(0)
+
+    def get_running_loop(self):
+        return SimpleNamespace(time=lambda: self.now, create_task=asyncio.get_running_loop().create_task)
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    paused = Paused()
+    monkeypatch.setattr(loops, "asyncio", paused)
+    return paused
+
+
+def failing(times, error=None, on_start=lambda: None):
+    """A coroutine function that raises so often, then waits for ever; and how often it was started."""
+    starts = []
+
+    async def run():
+        starts.append(None)
+        on_start()
+        if len(starts) <= times:
+            raise error or LookupError(f"start {len(starts)}")
+        await forever()
+
+    return run, starts
+
+
+async def test_a_loop_that_raises_is_told_and_started_again(pauses):
+    told = []
+    run, starts = failing(3)
+    loop = SupervisedLoop("fetch", run, lambda name, error: told.append((name, str(error))))
+    loop.start()
+    await until(lambda: len(starts) == 4)
+    assert told == [("fetch", f"start {n}") for n in (1, 2, 3)]
+    assert loop.alive
+    await loop.stop()
+
+
+async def test_the_pause_doubles_from_a_fifth_of_a_second_to_five(pauses):
+    run, starts = failing(8)
+    loop = SupervisedLoop("fetch", run, lambda *_: None)
+    loop.start()
+    await until(lambda: len(starts) == 9)
+    await loop.stop()
+    assert pauses.slept == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0])
+
+
+async def test_a_loop_that_ran_well_for_a_while_is_started_again_at_once(pauses):
+    def a_while():
+        if len(starts) == 5:
+            pauses.now += 60
+
+    run, starts = failing(6, on_start=a_while)
+    loop = SupervisedLoop("fetch", run, lambda *_: None)
+    loop.start()
+    await until(lambda: len(starts) == 7)
+    await loop.stop()
+    assert pauses.slept == pytest.approx([0.2, 0.4, 0.8, 1.6, 0.2, 0.4])
+
+
+async def test_a_loop_that_returns_has_ended():
+    starts = []
+
+    async def run():
+        starts.append(None)
+
+    loop = SupervisedLoop("once", run, lambda *_: None)
+    loop.start()
+    await until(lambda: not loop.alive)
+    assert len(starts) == 1
+    await loop.stop()
+
+
+async def test_start_and_stop_may_be_repeated():
+    run, starts = failing(0)
+    loop = SupervisedLoop("beat", run, lambda *_: None)
+    await loop.stop()  # never started
+    assert not loop.alive
+    for _ in range(2):
+        loop.start()
+        loop.start()
+        assert loop.alive
+        await asyncio.sleep(0)
+        await loop.stop()
+        await loop.stop()
+        assert not loop.alive
+    assert len(starts) == 2
+
+
+async def test_stop_waits_until_the_loop_has_cleaned_up():
+    cleaned, running = [], asyncio.Event()
+
+    async def run():
+        try:
+            running.set()
+            await forever()
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(True)
+
+    loop = SupervisedLoop("fetch", run, lambda *_: None)
+    loop.start()
+    await running.wait()
+    await loop.stop()
+    assert cleaned == [True]
+
+
+async def test_a_loop_that_fails_while_it_is_cancelled_is_not_started_again():
+    starts, running = [], asyncio.Event()
+
+    async def run():
+        starts.append(None)
+        running.set()
+        try:
+            await forever()
+        except asyncio.CancelledError:
+            raise LookupError from None
+
+    told = []
+    loop = SupervisedLoop("fetch", run, lambda name, _: told.append(name))
+    loop.start()
+    await running.wait()
+    async with asyncio.timeout(20):
+        await loop.stop()
+    assert not loop.alive
+    assert (len(starts), told) == (1, ["fetch"])
+
+
+async def test_a_cancellation_that_is_swallowed_once_is_repeated():
+    swallowed, running = [], asyncio.Event()
+
+    async def run():
+        while True:
+            running.set()
+            try:
+                await forever()
+            except asyncio.CancelledError:
+                if swallowed:
+                    raise
+                swallowed.append(True)
+
+    loop = SupervisedLoop("fetch", run, lambda *_: None)
+    loop.start()
+    await running.wait()
+    async with asyncio.timeout(20):
+        await loop.stop()
+    assert not loop.alive
+    assert swallowed == [True]
+
+
+async def test_its_task_has_its_name():
+    names = []
+
+    async def run():
+        names.append(asyncio.current_task().get_name())
+
+    loop = SupervisedLoop("worker-3", run, lambda *_: None)
+    loop.start()
+    await until(lambda: not loop.alive)
+    assert names == ["worker-3"]

@@ -1,0 +1,286 @@
+import contextlib
+import dataclasses
+import datetime as dt
+import decimal
+import json
+import pathlib
+import uuid
+
+import pytest
+from fakes import item
+from hypothesis import given
+from hypothesis import strategies as st
+
+from queue_system.errors import DecodeError, EntityTooLargeError, InvalidOperationError, SerializationError
+from queue_system.operation import (
+    NewerSchemaError,
+    decode_operation,
+    encode_entity,
+    encode_operation,
+    encode_result,
+    nesting_exceeds,
+)
+
+
+def raw(**fields) -> bytes:
+    return json.dumps(item(**fields)).encode()
+
+
+def nested(levels: int, leaf: object = 1) -> dict:
+    for _ in range(levels):
+        leaf = {"a": leaf}
+    return leaf
+
+
+class Model:
+    """What a pydantic model has."""
+
+    def __init__(self, dump: object):
+        self.dump = dump
+
+    def model_dump(self, mode):
+        assert mode == "json"
+        if isinstance(self.dump, Exception):
+            raise self.dump
+        return self.dump
+
+
+class Unprintable:
+    def __repr__(self):
+        raise OSError("broken")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.text(), values, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.text(), JSON))
+def test_what_json_can_hold_comes_back_as_it_was(entity):
+    envelope = {name: value for name, value in item().items() if name != "entity"}
+    decoded = decode_operation(encode_operation(envelope, encode_entity(entity), max_bytes=10**6))
+    assert decoded == {**envelope, "entity": entity}
+
+
+def test_every_field_of_the_wire_format_survives():
+    fields = {
+        "kind": "callback",
+        "retry_config": {"max_attempts": 2},
+        "timeout": 2.5,
+        "on_success": ("done", "app"),
+        "on_failure": ("failed", None),
+        "headers": {"traceparent": "00-1-2-01"},
+    }
+    assert decode_operation(raw(**fields)) == item(**fields)
+
+
+@pytest.mark.parametrize(
+    ("value", "form"),
+    [
+        ((1, 2), [1, 2]),
+        ({3}, [3]),
+        (dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC), "2026-01-02T03:04:05Z"),
+        (dt.date(2026, 1, 2), "2026-01-02"),
+        (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        (decimal.Decimal("1.10"), "1.10"),
+        (pathlib.PurePosixPath("/a/b"), "/a/b"),
+        (b"\x00\xff", "AP8="),
+        ({1: "one"}, {"1": "one"}),
+        (2**70, 2**70),
+        (Model({"x": 1}), {"x": 1}),
+    ],
+)
+def test_values_come_back_in_their_nearest_json_form(value, form):
+    envelope = {name: value for name, value in item().items() if name != "entity"}
+    body = encode_operation(envelope, encode_entity({"v": value}))
+    assert decode_operation(body)["entity"] == {"v": form}
+
+
+@dataclasses.dataclass
+class Point:
+    x: float
+
+
+@pytest.mark.parametrize(
+    ("entity", "path", "told"),
+    [
+        ({"a": object()}, "entity['a']", "type object has no JSON form: convert it, or pass custom_serializer"),
+        ({"items": [1, {"x": object()}]}, "entity['items'][1]['x']", "object"),
+        ({"a": 1, "b": (0, lambda: 1)}, "entity['b'][1]", "function"),
+        ({"a": {(1, 2): 3}}, "entity['a']", r"its key \(1, 2\) is not a string"),
+        ({None: 1}, "entity", "its key None is not a string"),
+        ({"a": {True: 1}}, "entity['a']", "its key True"),
+        ({"a": "\ud800"}, "entity['a']", "surrogates not allowed"),
+        ({"a": float("nan")}, "entity['a']", "is nan, which JSON cannot hold"),
+        ({"a": [1.0, float("-inf")]}, "entity['a'][1]", "is -inf"),
+        ({"a": Point(float("inf"))}, "entity['a']['x']", "is inf"),
+        ({"a": Model(KeyError("k"))}, "entity['a']", "'k'"),
+    ],
+)
+def test_what_cannot_be_serialised_is_told_with_its_place(entity, path, told):
+    with pytest.raises(SerializationError, match=told) as caught:
+        encode_entity(entity)
+    assert caught.value.path == path
+    assert path in str(caught.value)
+
+
+def test_a_null_is_no_mistake():
+    assert encode_entity({"a": None, "b": "null", "c": [None]}) == b'{"a":null,"b":"null","c":[null]}'
+
+
+def test_a_custom_serializer_gives_the_form():
+    assert encode_entity({"z": 1j}, lambda z: [z.real, z.imag]) == b'{"z":[0.0,1.0]}'
+
+
+def _raise(_):
+    raise LookupError("no form")
+
+
+@pytest.mark.parametrize("serializer", [lambda _: float("nan"), lambda _: object(), lambda value: value, _raise])
+def test_a_custom_serializer_cannot_smuggle_anything_in(serializer):
+    with pytest.raises(InvalidOperationError):
+        encode_entity({"z": 1j}, serializer)
+
+
+@pytest.mark.parametrize("entity", [None, [], "text", 5, b"{}", {1}, object()])
+def test_only_a_dict_is_an_entity(entity):
+    with pytest.raises(InvalidOperationError, match="wrap it"):
+        encode_entity(entity)
+
+
+def test_sorted_keys_give_equal_bytes_for_equal_content():
+    one = {"b": [{"y": 1, "x": {2: 0, 1: 0}}], "a": {"s", "t", "u"}}
+    other = {"a": {"u", "t", "s"}, "b": [{"x": {1: 0, 2: 0}, "y": 1}]}
+    assert encode_entity(one, sort_keys=True) == encode_entity(other, sort_keys=True)
+    assert encode_entity({"a": [1, 2]}, sort_keys=True) != encode_entity({"a": [2, 1]}, sort_keys=True)
+
+
+@pytest.mark.parametrize(("levels", "fits"), [(99, True), (100, True), (101, False), (3000, False), (10**5, False)])
+def test_nesting_has_a_limit(levels, fits):
+    if fits:
+        assert encode_entity(nested(levels))
+        return
+    with pytest.raises(EntityTooLargeError, match="nested"):
+        encode_entity(nested(levels, None))
+
+
+def test_an_entity_in_a_circle_is_refused():
+    entity = {}
+    entity["self"] = [entity]
+    with pytest.raises(EntityTooLargeError, match="contains itself"):
+        encode_entity(entity)
+
+
+def test_deep_and_wrong_is_still_one_clear_error():
+    with pytest.raises(InvalidOperationError):
+        encode_entity(nested(700, object()))
+
+
+def test_size_has_a_limit_to_the_byte():
+    envelope = {name: value for name, value in item().items() if name != "entity"}
+    size = len(encode_operation(envelope, b'{"n":1}'))
+    assert len(encode_operation(envelope, b'{"n":1}', max_bytes=size)) == size
+    with pytest.raises(EntityTooLargeError, match=r"enqueue a reference .* or raise the limit"):
+        encode_operation(envelope, b'{"n":1}', max_bytes=size - 1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"not json",
+        b"[]",
+        b"null",
+        b'{"v":1}',
+        b'{"v":1,"entity":{}}',
+        b"\xff\xfe",
+        raw()[:-1],
+        raw() + b"}",
+        raw(entity=[]),
+        raw(entity=None),
+        raw(operation_id=5),
+        raw(headers={"a": 1}),
+        raw(timeout="soon"),
+        raw(on_success=["a"]),
+        raw(v="1"),
+        raw().replace(b'"mail"', b'"\xff"'),
+        raw().replace(b'"mail"', b'"\\ud800"'),
+        raw().replace(b'{"n": 1}', b'{"n": 1e999}'),
+        raw().replace(b'{"n": 1}', b'{"n": NaN}'),
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        raw().replace(b'{"n": 1}', json.dumps(nested(200)).encode()),
+        b" " * (256 * 1024 + 1),
+    ],
+)
+def test_what_is_no_operation_is_a_decode_error_that_keeps_the_bytes(body):
+    with pytest.raises(DecodeError) as caught:
+        decode_operation(body)
+    assert not isinstance(caught.value, NewerSchemaError)
+    assert caught.value.raw is body
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_decoded_or_refused(body):
+    with contextlib.suppress(DecodeError):
+        assert decode_operation(body)
+
+
+@pytest.mark.parametrize("body", [raw(v=2), b'{"v":2,"of":"another shape"}', raw(v=99, entity=[])])
+def test_a_newer_schema_is_told_apart(body):
+    with pytest.raises(NewerSchemaError):
+        decode_operation(body)
+
+
+def test_unknown_fields_of_the_same_version_are_ignored():
+    assert decode_operation(raw(extra=1)) == item()
+
+
+def test_limits_of_decoding_are_the_callers():
+    with pytest.raises(DecodeError, match="more than the limit"):
+        decode_operation(raw(), max_bytes=10)
+    with pytest.raises(DecodeError, match="nested deeper"):
+        decode_operation(raw(), max_depth=1)
+    assert decode_operation(raw(), max_depth=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "depth"),
+    [
+        ("1", 0),
+        ("[]", 1),
+        ('[{"a": [1]}]', 3),
+        ("[[], [], []]", 2),
+        (r'["[[[["]', 1),
+        (r'["\"[[[[", "\\"]', 1),
+        ('{"{[": "]}"}', 1),
+        ('["' + "[" * 1000 + '"]', 1),
+    ],
+)
+def test_nesting_counts_brackets_outside_of_strings(text, depth):
+    assert not nesting_exceeds(text.encode(), depth)
+    assert depth == 0 or nesting_exceeds(text.encode(), depth - 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "form"),
+    [
+        ({"a": [1, None]}, {"a": [1, None]}),
+        (None, None),
+        (float("inf"), None),
+        ({1, 2}, [1, 2]),
+        (1j, "1j"),
+        ({"a": [1j]}, {"a": ["1j"]}),
+        ({"p": pathlib.PurePosixPath("/a")}, {"p": "/a"}),
+        (Model({"x": 1}), {"x": 1}),
+    ],
+)
+def test_a_result_without_a_json_form_becomes_its_repr(value, form):
+    assert json.loads(encode_result(value)) == form
+
+
+@pytest.mark.parametrize("value", [Unprintable(), {"a": Unprintable()}, "\ud800", nested(10**5), Model(KeyError())])
+def test_no_result_fails_an_operation_that_has_succeeded(value):
+    assert isinstance(json.loads(encode_result(value)), str)

@@ -1,0 +1,99 @@
+"""What Redis and the network say, as the package's errors. Replies go through the client's own parser first."""
+
+import pytest
+import redis.exceptions as rex
+from redis._parsers.base import BaseParser
+
+from queue_system.broker.translate import CLIENT_ERRORS, RETRYABLE, error_kind, translate
+from queue_system.errors import BrokerReplyError, BrokerUnavailableError
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        ("LOADING Redis is loading the dataset in memory", "loading"),
+        ("READONLY You can't write against a read only replica.", "readonly"),
+        ("OOM command not allowed when used memory > 'maxmemory'.", "oom"),
+        ("MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.", "misconf"),
+        ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", "readonly"),
+        ("NOREPLICAS Not enough good replicas to write.", "readonly"),
+        ("CLUSTERDOWN The cluster is down", "connection"),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", "connection"),
+        ("BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.", "busy"),
+        ("UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)", "readonly"),
+        ("ERR max number of clients reached", "connection"),
+        ("ERR Error running script (call to f_1): @user_script:9: -OOM command not allowed", "oom"),
+        ("ERR Error running script (call to f_1): @user_script:9: -READONLY You can't write", "readonly"),
+        ("NOAUTH Authentication required.", "auth"),
+        ("WRONGPASS invalid username-password pair or user is disabled.", "auth"),
+        ("ERR invalid password", "auth"),
+    ],
+)
+def test_a_reply_that_is_worth_waiting_out(reply, kind):
+    error = BaseParser.parse_error(reply)
+    assert isinstance(error, CLIENT_ERRORS)
+    told = translate(error, "redis://here:6379/0")
+    assert isinstance(told, BrokerUnavailableError)
+    assert told.kind == kind
+    assert str(told).startswith("Redis at redis://here:6379/0: ")
+    assert str(told).endswith(")")  # what to do
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "ERR unknown command 'EVALSHA'",
+        "WRONGTYPE Operation against a key holding the wrong kind of value",
+        "NOPERM this user has no permissions to run the 'evalsha' command",
+        "CROSSSLOT Keys in request don't hash to the same slot",
+        "ERR Error running script (call to f_1): @user_script:3: attempt to index a nil value",
+        "ERR the word READONLY somewhere",
+    ],
+)
+def test_a_refusal_that_would_come_again(reply):
+    told = translate(BaseParser.parse_error(reply), "here")
+    assert isinstance(told, BrokerReplyError)
+    assert str(told).startswith("Redis at here refused a command: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "ambiguous"),
+    [
+        (rex.ConnectionError("Error 111 connecting to localhost:1. Connection refused."), "connection", False),
+        (rex.ConnectionError("Error -2 connecting to nowhere:6379. Name or service not known."), "connection", False),
+        (ConnectionRefusedError(111, "Connection refused"), "connection", False),
+        (rex.TimeoutError("Timeout connecting to server"), "timeout", False),
+        (rex.TimeoutError("Timeout reading from socket"), "timeout", True),
+        (TimeoutError("timed out"), "timeout", True),
+        (rex.ConnectionError("Connection closed by server."), "connection", True),
+        (rex.ConnectionError("Error 104 while writing to socket. Connection reset by peer."), "connection", True),
+        (ConnectionResetError(104, "Connection reset by peer"), "connection", True),
+        (BrokenPipeError(32, "Broken pipe"), "connection", True),
+    ],
+)
+def test_whether_a_command_may_have_been_carried_out(error, kind, ambiguous):
+    told = translate(error, "here")
+    assert isinstance(told, BrokerUnavailableError)
+    assert (told.kind, told.ambiguous) == (kind, ambiguous)
+
+
+def test_a_refused_command_was_not_carried_out():
+    told = translate(BaseParser.parse_error("OOM command not allowed"), "here")
+    assert isinstance(told, BrokerUnavailableError)
+    assert not told.ambiguous
+
+
+def test_an_argument_without_a_form_is_no_outage():
+    assert error_kind(rex.DataError("Invalid input of type: 'NoneType'")) is None
+
+
+def test_only_what_passes_soon_is_tried_again():
+    assert {"connection", "timeout", "loading"} == RETRYABLE
+
+
+def test_a_message_is_one_line():
+    assert "\n" not in str(translate(ConnectionResetError("first\nsecond"), "here"))
+
+
+def test_an_error_without_text_is_told_by_its_class():
+    assert "ConnectionResetError" in str(translate(ConnectionResetError(), "here"))
