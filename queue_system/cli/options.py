@@ -1,0 +1,25 @@
+"""The options that several commands share. None means: from the variable, or the default."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import typer
+
+RedisUrl: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--redis-url",
+        metavar="URL",
+        help="redis://, rediss://, unix:// or embedded://[PATH] (default: redis://localhost:6379/0)",
+        show_default=False,
+    ),
+]
+Prefix: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--prefix", metavar="TEXT", help="In front of every key (default: queue:)", show_default=False),
+]
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts")]
+SystemErrors: TypeAlias = Annotated[
+    bool, typer.Option("--system-errors", help="What no worker could understand or was allowed to run, instead")
+]

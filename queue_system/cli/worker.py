@@ -1,0 +1,233 @@
+"""``queue-system worker``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
+from typing import Annotated, Any, Final
+
+import typer
+
+from queue_system.cli import logs
+from queue_system.cli.exits import OK, UsageError
+from queue_system.cli.options import Prefix, RedisUrl
+from queue_system.cli.terminal import PROGRAM
+from queue_system.errors import BrokerUnavailableError
+from queue_system.imports import is_identifier_path
+from queue_system.registry import default_registry
+from queue_system.settings import Settings
+from queue_system.worker import QueueWorker
+
+CONNECT_INTERVAL: Final = 0.5
+EXIT_LIMIT: Final = 1.0
+"""Seconds for the interpreter to end once all is drained; threads that never return would hold it up for ever."""
+
+_TRACEBACK_LINES: Final = 6
+
+
+def worker(
+    modules: Annotated[list[str], typer.Argument(metavar="MODULE", help="Modules with processors, e.g. app.tasks")],
+    *,
+    max_workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Async operations at once (default: 5)", show_default=False)
+    ] = None,
+    thread_pool_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Sync operations at once (default: 20)", show_default=False)
+    ] = None,
+    work_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="For an attempt of an async function without a timeout of its own (default: 30)",
+            show_default=False,
+        ),
+    ] = None,
+    grace: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="For running operations to finish at a stop (default: 30)", show_default=False
+        ),
+    ] = None,
+    lease: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="After which the operations of a dead worker are taken over (default: 10)",
+            show_default=False,
+        ),
+    ] = None,
+    queues: Annotated[
+        list[str] | None,
+        typer.Option("--queue", metavar="NAME", help="Serve this queue only; may be repeated", show_default=False),
+    ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="console or json (default: console)", show_default=False)
+    ] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(metavar="LEVEL", help="debug, info, warning or error (default: info)", show_default=False),
+    ] = None,
+    wait_for_redis: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="Try to connect for so long at the start", show_default=False),
+    ] = 0.0,
+    redis_url: RedisUrl = None,
+    prefix: Prefix = None,
+) -> None:
+    """Process operations until SIGTERM or Ctrl-C, then drain; a second signal stops at once.
+
+    The modules are imported, with the working directory on the path.
+
+    Their @processor functions are registered, their plain functions may be called by name.
+    """
+    settings = Settings.load(
+        redis_url=redis_url,
+        queue_prefix=prefix,
+        max_workers=max_workers,
+        thread_pool_size=thread_pool_size,
+        work_timeout=work_timeout,
+        grace=grace,
+        lease=lease,
+        queues=queues,
+        log_format=log_format,
+        log_level=log_level,
+    )
+    import_modules(modules)
+    logs.configure(settings)
+    with settings.config(modules=modules) as config:
+        queue_worker = QueueWorker(
+            config,
+            settings.max_workers,
+            settings.work_timeout,
+            settings.thread_pool_size,
+            queues=settings.queues,
+            lease=settings.lease,
+            grace=settings.grace,
+        )
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(queue_worker, wait_for_redis))
+
+
+def import_modules(modules: Sequence[str]) -> None:
+    """Import the modules, with the working directory first on the path, as ``python -m`` has it.
+
+    Raises:
+        UsageError: one of them is no module name, is not there, or fails; with the last lines of its traceback.
+    """
+    directory = os.getcwd()  # noqa: PTH109  sys.path has strings
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    for module in modules:
+        if not is_identifier_path(module):
+            raise UsageError(f"{module!r} is not a module name: write it as for import, e.g. app.tasks")
+        try:
+            importlib.import_module(module)
+        except (Exception, SystemExit) as error:
+            raise UsageError(f"cannot import {module}: {_last_lines(error)}") from error
+
+
+class StopSignals:
+    """The first SIGTERM or SIGINT asks for a drain; a second one ends the process at once.
+
+    The handlers are Python's own and not the event loop's: a processor that blocks the loop cannot hold them up.
+    """
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._first = True
+
+    def install(self) -> None:
+        """From now on; only in the main thread."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._received)
+
+    def _received(self, number: int, _: FrameType | None) -> None:
+        if self._first:
+            self._first = False
+            self._loop.call_soon_threadsafe(self.asked.set)
+        else:
+            os.write(2, f"{PROGRAM}: stopped at once; what was running is taken over by others\n".encode())
+            os._exit(128 + number)
+
+
+async def _serve(worker: QueueWorker, wait_for_redis: float) -> None:
+    """Start the worker, wait for a signal, drain it."""
+    signals = StopSignals()
+    signals.install()
+    await _start(worker, signals.asked, wait_for_redis)
+    if worker.state == "running":
+        known = len(default_registry.names())
+        processors = f"{known} processor{'' if known == 1 else 's'}"
+        _say(f"worker {worker.worker_id} ready: {worker.config.clients.address}, {processors}")
+        await signals.asked.wait()
+        began = time.monotonic()
+        await worker.stop()
+        _say(f"worker {worker.worker_id} drained in {time.monotonic() - began:.1f} s")
+    _limit_exit()
+
+
+async def _start(worker: QueueWorker, asked: asyncio.Event, wait_for_redis: float) -> None:
+    """Start the worker as soon as Redis is there, within the limit, unless a stop is asked for before."""
+    deadline = time.monotonic() + wait_for_redis
+    while not asked.is_set():
+        try:
+            await worker.start()
+        except BrokerUnavailableError as error:
+            if error.kind == "auth" or time.monotonic() >= deadline:
+                raise
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asked.wait(), CONNECT_INTERVAL)
+        else:
+            return
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _limit_exit() -> None:
+    def end() -> None:
+        time.sleep(EXIT_LIMIT)
+        os._exit(OK)
+
+    threading.Thread(target=end, name="queue-system-exit", daemon=True).start()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """That of uvloop when it is installed; None for asyncio's own."""
+    try:
+        uvloop: Any = importlib.import_module("uvloop")
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _last_lines(error: BaseException) -> str:
+    """The error in one line, and below it where in the module it came up."""
+    summary = traceback.format_exception_only(error)[-1].strip()
+    trace = _own_frames(error.__traceback__)
+    if trace is None:
+        return f"{summary} (looked for it in the working directory and among what is installed)"
+    lines = "".join(traceback.format_tb(trace)).rstrip().splitlines()[-_TRACEBACK_LINES:]
+    return "\n".join([summary, *lines])
+
+
+def _own_frames(trace: TracebackType | None) -> TracebackType | None:
+    """The frames from the imported module on, without those of the import itself."""
+    while trace is not None and (
+        trace.tb_frame.f_code.co_filename.startswith("<frozen importlib")
+        or trace.tb_frame.f_globals.get("__name__") in (__name__, "importlib")
+    ):
+        trace = trace.tb_next
+    return trace
