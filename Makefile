@@ -1,0 +1,31 @@
+# Two commands: `make demo` tries the queue on real work, `make test` proves it. Each builds what it needs in ./.venv
+# and downloads nothing but Python packages.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST_WORKERS ?= auto
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	@$(BIN)/queue-system demo
+
+test: lint
+	$(BIN)/pytest -n $(PYTEST_WORKERS)
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,embedded,testing]'
+	@touch $@
