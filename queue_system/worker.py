@@ -35,7 +35,15 @@ from queue_system.errors import (
     UnresolvableFunctionError,
     WorkerStateError,
 )
-from queue_system.hooks import PoolExhausted, PoolStarted, PoolUsed, WorkerChanged, current_operation
+from queue_system.hooks import (
+    Health,
+    PoolExhausted,
+    PoolStarted,
+    PoolUsed,
+    WorkerChanged,
+    WorkerStats,
+    current_operation,
+)
 from queue_system.keys import CALLBACK_QUEUE, check_queue_name
 from queue_system.operation import KIND_CALLBACK, NewerSchemaError, Operation, decode_operation
 from queue_system.outcome import (
@@ -56,10 +64,12 @@ from queue_system.outcome import (
     decide_unknown,
     total_timeout_exceeded,
 )
+from queue_system.reader import QueueReader
 from queue_system.registry import FunctionRef
 from queue_system.runtime.attempts import Attempt
 from queue_system.runtime.calling import AttemptTimeoutError, await_processor, call_processor, runs_on_loop
 from queue_system.runtime.engine import LEASE_LOST, SHUTDOWN, Engine, EngineSettings
+from queue_system.runtime.health import STOPPED
 from queue_system.runtime.incident import describe_error
 from queue_system.runtime.intake import Claim
 from queue_system.runtime.lease import STALL_LIMIT
@@ -155,6 +165,8 @@ class QueueWorker:
             on_quarantine=self._quarantine,
         )
         self._engine.start()
+        self._reader = QueueReader(self.config)
+        self._hooks.attach(self, self._reader)
         self._guardian = asyncio.get_running_loop().create_task(self._guard(), name="queue-system-guardian")
         self._change("running")
 
@@ -182,7 +194,17 @@ class QueueWorker:
             await self._engine.stop(self.grace if grace is None else grace)
             if self._guardian is not None and self._guardian is not asyncio.current_task():
                 self._guardian.cancel()
+            self._hooks.detach(self, self._reader)
+            self._reader.close()
             self._change("stopped")
+
+    def stats(self) -> WorkerStats:
+        """The worker's figures now: its pool, its tasks, its event loop. May be called from any thread."""
+        return self._engine.stats(self.state)
+
+    def health(self) -> Health:
+        """Whether it is alive and ready, with the finding of each check. May be called from any thread."""
+        return STOPPED if self.state in {"new", "stopped"} else self._engine.health(self.state)
 
     @with_timeout(None)  # the loop has no end of its own: each call inside has a limit, and stop() bounds the drain
     async def _worker_loop(self, worker_id: int) -> None:

@@ -18,6 +18,11 @@ CONTACT_LIMIT: Final = 15.0
 
 OK: Final = "ok"
 
+STOPPED: Final = Health(
+    alive=True, ready=False, alive_checks={"state": OK}, ready_checks={"state": "not started, or stopped"}
+)
+"""Of a worker that does not run: nothing is wrong with it, and it must not be given work."""
+
 
 @dataclass(frozen=True, slots=True)
 class Signs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import subprocess
@@ -43,7 +42,6 @@ from queue_system.errors import (
 from queue_system.failures import FailureEntry, FailureStore
 from queue_system.imports import ImportPolicy
 from queue_system.keys import Keys
-from queue_system.runtime.loops import SupervisedLoop
 from queue_system.settings import Settings
 
 KEYS = Keys()
@@ -403,27 +401,6 @@ def test_with_uvloop_the_worker_runs_on_it(monkeypatch):
     stub.new_event_loop = asyncio.new_event_loop
     monkeypatch.setitem(sys.modules, "uvloop", stub)
     assert worker_module._loop_factory() is asyncio.new_event_loop
-
-
-async def test_a_loop_that_swallows_its_cancellation_stops_all_the_same():
-    """As a client does that is cancelled in the moment when it is connected: the worker would never drain."""
-    swallowed = asyncio.Event()
-    started = asyncio.Event()
-
-    async def run():
-        started.set()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.Event().wait()
-        swallowed.set()
-        await asyncio.Event().wait()
-
-    loop = SupervisedLoop("wait", run, lambda *_: None)
-    loop.start()
-    await started.wait()
-    async with asyncio.timeout(10):
-        await loop.stop()
-    assert swallowed.is_set()
-    assert not loop.alive
 
 
 # What is printed
