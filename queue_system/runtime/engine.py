@@ -21,7 +21,7 @@ from queue_system.runtime.health import Signs, judge
 from queue_system.runtime.intake import Claim, Intake
 from queue_system.runtime.lease import Broker, LeaseKeeper
 from queue_system.runtime.loops import SupervisedLoop
-from queue_system.runtime.pool import ThreadPool
+from queue_system.runtime.pool import ABANDON_AFTER, ThreadPool
 from queue_system.runtime.reaper import Reaper
 from queue_system.utils import CircuitBreaker
 
@@ -50,6 +50,7 @@ class EngineSettings:
     max_bytes: int
     max_depth: int
     queues: frozenset[str] | None = None
+    abandon_after: float = ABANDON_AFTER
 
     @property
     def reap_interval(self) -> float:
@@ -91,10 +92,13 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._broker = new_broker(command_timeout)
         self._waiter = new_broker(MAX_BLOCK + command_timeout)
-        self.pool = ThreadPool(settings.thread_pool_size, on_capacity=self._changed)
+        self.pool = ThreadPool(
+            settings.thread_pool_size, abandon_after=settings.abandon_after, on_capacity=self._changed
+        )
         self.intake = Intake(settings.max_workers, lambda: self.pool.limit, self._changed)
         self.callback_pool = ThreadPool(CALLBACK_THREADS, name="queue-system-callbacks")
         self._drained = asyncio.Event()
+        self._ending = False
         self._last_account = (0.0, 0.0)
         self._utilization = self._lag = 0.0
         self._breaker = breaker
@@ -128,6 +132,7 @@ class Engine:
             lease=settings.lease,
             retention=settings.retention,
             queues=settings.queues,
+            worker_id=settings.worker_id,
         )
         self.attempts = Attempts(
             settings.worker_id,
@@ -190,8 +195,9 @@ class Engine:
         return judge(
             Signs(
                 state=state,
-                loop_blocked_for=self.leases.stalled_for,
-                loops_down=tuple(loop.name for loop in self._service_loops if not loop.alive),
+                # The last part of a stop is without these loops, and healthy.
+                loop_blocked_for=0.0 if self._ending else self.leases.stalled_for,
+                loops_down=() if self._ending else tuple(loop.name for loop in self._service_loops if not loop.alive),
                 turning_for=None if turning_since is None else time.monotonic() - turning_since,
                 without_contact_for=time.time() - self.leases.last_contact,
                 breaker=self._breaker.state,
@@ -218,6 +224,7 @@ class Engine:
         self._give_back_waiting()
         await self._cancel_running()
         await self.fetcher.flush(CANCEL_GRACE)
+        self._ending = True
         await asyncio.gather(*(loop.stop() for loop in (*self.worker_loops, *self._service_loops)))
         await self.fetcher.flush(CANCEL_GRACE)
         await asyncio.to_thread(self.leases.stop)
@@ -304,12 +311,21 @@ class Engine:
             self._lag = max(0.0, time.monotonic() - began - BEAT_INTERVAL)
 
     def _describe(self) -> dict[str, str]:
-        """The heartbeat's fields: the pool's size, and the share of it that was busy since the last one."""
+        """The heartbeat's fields: whom it serves, and how busy it is; `utilization` is since the last one."""
         stats = self.pool.stats()
         busy, capacity = stats.busy_seconds - self._last_account[0], stats.capacity_seconds - self._last_account[1]
         self._last_account = (stats.busy_seconds, stats.capacity_seconds)
         self._utilization = min(1.0, busy / capacity) if capacity > 0 else 0.0
-        return {"threads": str(stats.size), "utilization": f"{self._utilization:.4f}", "held": str(self.intake.held)}
+        return {
+            "threads": str(stats.size),
+            "threads_active": str(stats.active),
+            "utilization": f"{self._utilization:.4f}",
+            "tasks": str(self.settings.max_workers),
+            "tasks_busy": str(min(self.intake.async_held, self.settings.max_workers)),
+            "held": str(self.intake.held),
+            "queues": ",".join(sorted(self.settings.queues or ())),
+            "claims": str(int(self.fetcher.accepting)),
+        }
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
         try:
@@ -318,6 +334,8 @@ class Engine:
             return  # the loop is closed: there is nothing left to cancel or to tell
 
     def _lease_lost(self, operation_id: str, token: int) -> None:
+        if self.outbox.has(operation_id, token):
+            return  # a renewal has crossed its outcome on the way: the answer to that says what it was worth
         self.leases.remove(operation_id, token)
         self._hooks.on_event(LeaseLost(operation_id))
         attempt = self.attempts.find(operation_id, token)

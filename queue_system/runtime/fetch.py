@@ -56,6 +56,7 @@ class Fetcher:
         lease: seconds.
         retention: seconds for which system errors are kept.
         queues: the names of the only queues to serve, or None for all.
+        worker_id: to whom operations are leased.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Fetcher:
         lease: float,
         retention: float,
         queues: frozenset[str] | None = None,
+        worker_id: str = "",
     ) -> None:
         self._broker = broker
         self._waiter = waiter
@@ -84,6 +86,7 @@ class Fetcher:
         self._lease = lease
         self._retention = retention
         self._only = queues
+        self._worker_id = worker_id
         self._queues: list[ReadyQueue] = []
         self._kinds: dict[str, str] = {}
         self._version = ""
@@ -97,6 +100,11 @@ class Fetcher:
         self.now = 0.0
         self._now_at = 0.0
         self.turning_since: float | None = None
+
+    @property
+    def accepting(self) -> bool:
+        """Whether it still claims."""
+        return self._accepting
 
     def notify(self) -> None:
         """An outcome was put, or a slot became free."""
@@ -197,6 +205,7 @@ class Fetcher:
             lease=self._lease,
             registry_version=self._version,
             retention=self._retention,
+            worker=self._worker_id,
         )
 
     def _in_turn(self) -> list[ReadyQueue]:

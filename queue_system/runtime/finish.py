@@ -82,6 +82,7 @@ class Outbox:
         self._on_settled = on_settled
         self._on_refused = on_refused
         self._waiting: deque[Settlement] = deque()
+        self._unanswered: set[tuple[str, int]] = set()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -89,6 +90,11 @@ class Outbox:
     def put(self, settlement: Settlement) -> None:
         """Add one."""
         self._waiting.append(settlement)
+        self._unanswered.add((settlement.operation_id, settlement.token))
+
+    def has(self, operation_id: str, token: int) -> bool:
+        """Whether this claim's outcome was decided, and Redis has not answered yet."""
+        return (operation_id, token) in self._unanswered
 
     def take(self) -> list[Settlement]:
         """Take out what goes into the next round trip."""
@@ -121,6 +127,7 @@ class Outbox:
             self._on_refused(reply)
         replies = reply if isinstance(reply, list) else [reply] * len(part)
         for settlement, applied in zip(part, replies, strict=True):
+            self._unanswered.discard((settlement.operation_id, settlement.token))
             self._on_settled(settlement.operation_id, settlement.token)
             if not isinstance(applied, QueueError):
                 self._hooks.on_event(_applied(settlement, applied=bool(applied)))
@@ -152,8 +159,8 @@ class Outbox:
                 callback=one.callback,
                 again=one.again,
             )
-        delay = outcome.delay if isinstance(outcome, Requeue) else 0.0
-        return self._commands.release(one.operation_id, one.token, delay=delay)
+        requeue = outcome if isinstance(outcome, Requeue) else Requeue()
+        return self._commands.release(one.operation_id, one.token, delay=requeue.delay, reason=requeue.reason)
 
 
 def encode_error(reason: str, error: ErrorInfo) -> bytes:
