@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -14,14 +16,27 @@ from queue_system.broker.messages import Call, FailureRow
 from queue_system.config import QueueConfig
 from queue_system.errors import ConfigurationError, DecodeError
 from queue_system.operation import KIND_OPERATION, Operation, decode_operation
+from queue_system.runtime.incident import MAX_MESSAGE
 
 PAGE: Final = 100
 """Entries in one round trip: with bodies of the largest size that is some 25 MB."""
 
 PURGE_STEP: Final = 500
 
+GROUPED: Final = 10_000
+"""Entries that `FailureStore.groups` looks at by default: the newest."""
+
 UNKNOWN: Final = "unknown"
 """The kind of an entry whose body cannot be decoded."""
+
+# What differs between two occurrences of one error: values in quotes, ids in hexadecimal, numbers.
+_VARIABLE: Final = (
+    (re.compile(r"""(?<!\w)(["'`]).*?\1(?!\w)""", re.DOTALL), "<text>"),
+    (re.compile(r"\b0x[0-9a-fA-F]+\b|\b(?=[a-fA-F-]*\d)[0-9a-fA-F]{8,}(?:-[0-9a-fA-F]{4,})*\b"), "<n>"),
+    (re.compile(r"\d+(?:[.,:]\d+)*"), "<n>"),
+)
+_FRAME: Final = re.compile(r'^ *File "(.*)", line \d+, in (.+)$', re.MULTILINE)
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +60,7 @@ class FailureEntry:
             clock of Redis), ``reason``, ``error_type``, ``error``, perhaps ``trace``. A record that cannot be
             decoded is ``{"raw": text}``.
         failed_at: when it was given up, UTC.
+        trace_id: 32 hexadecimal digits: the trace of its last attempt, else of its enqueueing; empty without tracing.
     """
 
     operation_id: str
@@ -61,6 +77,12 @@ class FailureEntry:
     attempts: int
     history: list[dict[str, Any]]
     failed_at: datetime
+    trace_id: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hexadecimal digits, the same for equal errors: see `fingerprint`."""
+        return fingerprint(self.processor, self.error_type, self.error_message, self.traceback)
 
     def to_dict(self) -> dict[str, Any]:
         """A form that `json.dumps` takes: `failed_at` in ISO 8601, `raw` in base64 (None if `entity` is there)."""
@@ -79,6 +101,52 @@ class FailureEntry:
             "attempts": self.attempts,
             "history": self.history,
             "failed_at": self.failed_at.isoformat(),
+            "trace_id": self.trace_id,
+            "fingerprint": self.fingerprint,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FailureGroup:
+    """Failures of one fingerprint.
+
+    Attributes:
+        fingerprint: 12 hexadecimal digits.
+        count: how many there are among those that were looked at.
+        first: when the oldest of them was given up, UTC.
+        last: when the newest was.
+        processor: as in `FailureEntry`.
+        error_type: class of the error.
+        error_message: its text in the newest.
+        reason: why the newest was given up.
+        example_id: operation id of the newest.
+        trace_id: its trace; may be empty.
+    """
+
+    fingerprint: str
+    count: int
+    first: datetime
+    last: datetime
+    processor: str
+    error_type: str
+    error_message: str
+    reason: str
+    example_id: str
+    trace_id: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form that `json.dumps` takes: times in ISO 8601."""
+        return {
+            "fingerprint": self.fingerprint,
+            "count": self.count,
+            "first": self.first.isoformat(),
+            "last": self.last.isoformat(),
+            "processor": self.processor,
+            "error_type": self.error_type,
+            "error_message": self.error_message,
+            "reason": self.reason,
+            "example_id": self.example_id,
+            "trace_id": self.trace_id,
         }
 
 
@@ -132,6 +200,27 @@ class FailureStore:
         call = self._config.commands.failures(operation_id=operation_id, system_errors=self._system_errors)
         rows = [row for row in self._config.broker.run(call) if row.state == self._state]
         return self._entry(rows[0]) if rows else None
+
+    def groups(self, limit: int = GROUPED) -> Sequence[FailureGroup]:
+        """The newest entries by fingerprint, the largest group first.
+
+        Args:
+            limit: entries that are looked at, at most, 10,000 by default: what is older is not counted.
+
+        Raises:
+            ConfigurationError: `limit` is not an integer of 0 or more.
+        """
+        _check_natural("limit", limit)
+        groups: dict[str, FailureGroup] = {}
+        seen: set[str] = set()  # what is given up meanwhile pushes others to a later page
+        for start in range(0, limit, PAGE):
+            rows = self._page(start, min(PAGE, limit - start))
+            for entry in map(self._entry, (row for row in rows if row.operation_id not in seen)):
+                groups[entry.fingerprint] = _joined(groups.get(entry.fingerprint), entry)
+            seen.update(row.operation_id for row in rows)
+            if not rows:
+                break
+        return sorted(groups.values(), key=lambda group: (-group.count, -group.last.timestamp()))
 
     def retry(self, operation_id: str) -> bool:
         """Put an operation back into its queue, with all its attempts before it again; its history stays.
@@ -195,14 +284,15 @@ class FailureStore:
         return sum(self._config.broker.run_many([self._requeue_call(each) for each in operation_ids]))
 
     def _entry(self, row: FailureRow) -> FailureEntry:
-        operation = self._decode(row.body)
-        error = _json_object(row.error)
+        operation = decode_body(row.body, self._config)
+        error = json_object(row.error)
+        history = history_of(row.history)
         priority, _, queue = row.queue.partition(":")
         return FailureEntry(
             operation_id=row.operation_id,
             queue=queue,
             priority=priority,
-            processor="" if operation is None else _processor_of(operation),
+            processor="" if operation is None else processor_of(operation),
             kind=UNKNOWN if operation is None else operation.get("kind", KIND_OPERATION),
             entity=None if operation is None else operation["entity"],
             raw=row.body,
@@ -211,31 +301,76 @@ class FailureStore:
             error_message=_text(error.get("message")),
             traceback=_text(error.get("traceback")),
             attempts=row.attempts,
-            history=[_json_object(record) or {"raw": record.decode("utf-8", "replace")} for record in row.history],
+            history=history,
             failed_at=datetime.fromtimestamp(row.failed_at, UTC),
+            trace_id=trace_of(history, operation),
         )
 
-    def _decode(self, body: bytes) -> Operation | None:
-        # As large and deep as a worker takes it: a callback carries its parent's entity and result.
-        max_bytes, max_depth = 2 * self._config.max_operation_bytes, self._config.max_depth + 3
-        try:
-            return decode_operation(body, max_bytes=max_bytes, max_depth=max_depth)
-        except DecodeError:
-            return None
+
+def fingerprint(processor: str, error_type: str, message: str, traceback: str = "") -> str:
+    """12 hexadecimal digits that are the same for equal errors.
+
+    Equal are errors of one processor and class, raised in one function of one file, whose texts differ at most in
+    numbers, hexadecimal ids and what stands in quotes. Line numbers and directories do not matter: a new release of
+    the application keeps its groups.
+    """
+    frames: list[tuple[str, str]] = _FRAME.findall(traceback)
+    path, function = frames[-1] if frames else ("", "")
+    file = re.split(r"[/\\]", path)[-1]
+    message = message[:MAX_MESSAGE]  # a worker keeps no more, but anybody may have written this
+    for pattern, stand_in in _VARIABLE:
+        message = pattern.sub(stand_in, message)
+    told = f"{processor}\0{error_type}\0{message}\0{file}\0{function}"
+    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
-def _processor_of(operation: Operation) -> str:
+def decode_body(body: bytes, config: QueueConfig) -> Operation | None:
+    """The operation in a body, as large and deep as a worker takes it; None when it cannot be decoded."""
+    # A callback carries its parent's entity and result.
+    max_bytes, max_depth = 2 * config.max_operation_bytes, config.max_depth + 3
+    try:
+        return decode_operation(body, max_bytes=max_bytes, max_depth=max_depth)
+    except DecodeError:
+        return None
+
+
+def history_of(records: Sequence[bytes]) -> list[dict[str, Any]]:
+    """An operation's attempts; one that cannot be decoded is ``{"raw": text}``."""
+    return [json_object(record) or {"raw": record.decode("utf-8", "replace")} for record in records]
+
+
+def trace_of(history: Sequence[Mapping[str, Any]], operation: Operation | None) -> str:
+    """The trace id of the last attempt, else of the enqueueing; empty when there is none."""
+    headers = {} if operation is None else operation.get("headers", {})
+    attempts = (str(record.get("trace", "")) for record in reversed(history))
+    found = map(_TRACEPARENT.fullmatch, (*attempts, headers.get("traceparent", "")))
+    return next((match[1] for match in found if match), "")
+
+
+def processor_of(operation: Operation) -> str:
+    """``module:name``, or the bare name of a registered function."""
     module, name = operation["processor_module"], operation["processor"]
     return name if module is None else f"{module}:{name}"
 
 
-def _json_object(raw: bytes) -> dict[str, Any]:
+def json_object(raw: bytes) -> dict[str, Any]:
     """The JSON object in `raw`; an empty dict when there is none."""
     try:
         value = msgspec.json.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _joined(group: FailureGroup | None, entry: FailureEntry) -> FailureGroup:
+    """The group with one more entry. The newest comes first, and stays the example."""
+    if group is not None:
+        first, last = min(group.first, entry.failed_at), max(group.last, entry.failed_at)
+        return replace(group, count=group.count + 1, first=first, last=last)
+    return FailureGroup(
+        entry.fingerprint, 1, entry.failed_at, entry.failed_at, entry.processor, entry.error_type,
+        entry.error_message, entry.reason, entry.operation_id, entry.trace_id,
+    )  # fmt: skip
 
 
 def _text(value: object) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from typing import Protocol
+from types import TracebackType
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -79,8 +80,9 @@ class AttemptStarted(Event, frozen=True):
 class AttemptFinished(Event, frozen=True):
     """An attempt ended; emitted inside its context, before the outcome is written to Redis.
 
-    `outcome` is success, error, timeout, cancelled, exhausted or abandoned; `next` is done, retry, failed,
-    rejected or requeue; `delay` is that of the retry.
+    `outcome` is success, error, timeout, cancelled, exhausted or abandoned (the processor was called, but its end does
+    not count: given back by a stop, or the lease was lost), and empty when no attempt was made; `next` is done, retry,
+    failed, rejected, requeue or dropped; `delay` is that of the retry.
     """
 
     operation: OperationInfo
@@ -97,8 +99,9 @@ class OutcomeApplied(Event, frozen=True):
     """Redis has moved the operation: counts made here equal those of the metrics hash.
 
     `result` is processed, retried, failed, rejected, requeued or stale. `outcome` is how the attempt ended (as in
-    `AttemptFinished`; empty when none was made), `reason` why the operation did not end well, `age` its time since it
-    was accepted.
+    `AttemptFinished`; empty when none was made or when that was said to be abandoned), `reason` why the operation did
+    not end well, `age` its time since it was accepted. The `reason` of what is stale is lease_lost, released (it was
+    to be given back only) or sent_again (the reply to the first sending was lost: it may well have been applied).
     """
 
     operation: OperationInfo
@@ -251,6 +254,10 @@ class WorkerView(Protocol):
         """Whether it is alive and ready."""
         ...
 
+    def served(self) -> Sequence[tuple[str, str]]:
+        """Queue and name of each processor that is registered here."""
+        ...
+
 
 class QueueView(Protocol):
     """What a listener may ask of the queue in Redis, from any thread; `name` tells one queue from another."""
@@ -272,6 +279,13 @@ class Hooks:
     def on_event(self, event: Event) -> None:
         """Take notice of an event. Must be quick and must not block: it runs where the work runs."""
 
+    def handler_for(self, event_type: type[Event]) -> Callable[[Any], None] | None:
+        """What to call with events of this type, or None when they are of no interest: asked once for each type.
+
+        By default `on_event`, where it is overridden.
+        """
+        return None if type(self).on_event is Hooks.on_event else self.on_event
+
     def attach(self, worker: WorkerView, queue: QueueView) -> None:
         """A worker runs from now on, and may be asked."""
 
@@ -279,15 +293,63 @@ class Hooks:
         """It has stopped."""
 
     def enqueue_context(self, event: EnqueueStarted) -> AbstractContextManager[None]:
-        """Surrounds an enqueue call, `inject` included."""
-        return nullcontext()
+        """Surrounds an enqueue call, `inject` included. `NO_CONTEXT` costs nothing."""
+        return NO_CONTEXT
 
     def attempt_context(self, event: AttemptStarted) -> AbstractContextManager[None]:
         """Surrounds one call of a processor, in the task or thread that runs it, and the decision that follows."""
-        return nullcontext()
+        return NO_CONTEXT
 
     def inject(self, headers: dict[str, str]) -> None:
         """Add the current context (such as ``traceparent``) to an operation's headers."""
+
+    def listener_failed(self, listener: str) -> None:
+        """A listener of this class, perhaps this one, raised: that was logged, and the work goes on."""
+
+
+class _NoContext(AbstractContextManager[None]):
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+NO_CONTEXT: Final = _NoContext()
+"""Surrounds nothing; recognised by its identity, so that it costs nothing either."""
+
+
+class _Isolated(AbstractContextManager[None]):
+    """Several contexts as one; what a listener raises on entering or leaving does not get out."""
+
+    __slots__ = ("_contexts", "_entered", "_failed")
+
+    def __init__(
+        self, contexts: list[tuple[Hooks, AbstractContextManager[None]]], failed: Callable[[Hooks], None]
+    ) -> None:
+        self._contexts = contexts
+        self._failed = failed
+        self._entered: list[tuple[Hooks, AbstractContextManager[None]]] = []
+
+    def __enter__(self) -> None:
+        for listener, context in self._contexts:
+            try:
+                context.__enter__()
+            except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted
+                self._failed(listener)
+            else:
+                self._entered.append((listener, context))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for listener, context in reversed(self._entered):
+            try:
+                # What it returns is not heeded: a listener cannot swallow the work's exception either.
+                context.__exit__(kind, error, trace)
+            except Exception as raised:  # noqa: BLE001  isolation is the point: it is logged and counted
+                if raised is not error:  # a generator context raises again what it was given
+                    self._failed(listener)
 
 
 class HookChain(Hooks):
@@ -301,16 +363,26 @@ class HookChain(Hooks):
     def __init__(self, listeners: Sequence[Hooks] = (), on_failure: Callable[[str], None] | None = None) -> None:
         self._listeners = tuple(listeners)
         self._on_failure = on_failure
+        self._handlers: dict[type[Event], list[tuple[Hooks, Callable[[Any], None]]]] = {}
         self.failures = 0
         self._failed_times: dict[str, int] = {}
 
     def on_event(self, event: Event) -> None:
         """See `Hooks`."""
-        for listener in self._listeners:
+        handlers = self._handlers.get(type(event))
+        if handlers is None:
+            handlers = self._find_handlers(type(event))
+        for listener, handle in handlers:
             try:
-                listener.on_event(event)
+                handle(event)
             except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted
                 self._failed(listener)
+
+    def _find_handlers(self, event_type: type[Event]) -> list[tuple[Hooks, Callable[[Any], None]]]:
+        asked = [(listener, listener.handler_for(event_type)) for listener in self._listeners]
+        found = [(listener, handle) for listener, handle in asked if handle is not None]
+        self._handlers[event_type] = found
+        return found
 
     def attach(self, worker: WorkerView, queue: QueueView) -> None:
         """See `Hooks`."""
@@ -320,20 +392,13 @@ class HookChain(Hooks):
         """See `Hooks`."""
         self._each(lambda listener: listener.detach(worker, queue))
 
-    @contextmanager
-    def enqueue_context(self, event: EnqueueStarted) -> Iterator[None]:
+    def enqueue_context(self, event: EnqueueStarted) -> AbstractContextManager[None]:
         """See `Hooks`."""
-        with self._all([(listener, listener.enqueue_context) for listener in self._listeners], event):
-            yield
+        return self._all([(listener, listener.enqueue_context) for listener in self._listeners], event)
 
     def attempt_context(self, event: AttemptStarted) -> AbstractContextManager[None]:
         """See `Hooks`."""
-        makers = [
-            (listener, listener.attempt_context)
-            for listener in self._listeners
-            if type(listener).attempt_context is not Hooks.attempt_context
-        ]
-        return self._all(makers, event) if makers else nullcontext()
+        return self._all([(listener, listener.attempt_context) for listener in self._listeners], event)
 
     def inject(self, headers: dict[str, str]) -> None:
         """See `Hooks`."""
@@ -346,37 +411,19 @@ class HookChain(Hooks):
             except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted
                 self._failed(listener)
 
-    @contextmanager
     def _all(
-        self, makers: Sequence[tuple[Hooks, Callable[..., AbstractContextManager[None]]]], event: Event
-    ) -> Iterator[None]:
-        entered: list[tuple[Hooks, AbstractContextManager[None]]] = []
+        self, makers: Sequence[tuple[Hooks, Callable[[Any], AbstractContextManager[None]]]], event: Event
+    ) -> AbstractContextManager[None]:
+        contexts = []
         for listener, make in makers:
             try:
                 context = make(event)
-                context.__enter__()
             except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted
                 self._failed(listener)
             else:
-                entered.append((listener, context))
-        error: BaseException | None = None
-        try:
-            yield
-        except BaseException as caught:
-            error = caught
-            raise
-        finally:
-            for listener, context in reversed(entered):
-                self._leave(listener, context, error)
-
-    def _leave(self, listener: Hooks, context: AbstractContextManager[None], error: BaseException | None) -> None:
-        details = (None, None, None) if error is None else (type(error), error, error.__traceback__)
-        try:
-            # What it returns is not heeded: a listener cannot swallow the work's exception either.
-            context.__exit__(*details)
-        except Exception as raised:  # noqa: BLE001  isolation is the point: it is logged and counted
-            if raised is not error:  # a generator context re-raises what it was given
-                self._failed(listener)
+                if context is not NO_CONTEXT:
+                    contexts.append((listener, context))
+        return _Isolated(contexts, self._failed) if contexts else NO_CONTEXT
 
     def _failed(self, listener: Hooks) -> None:
         name = type(listener).__name__
@@ -384,9 +431,10 @@ class HookChain(Hooks):
         self._failed_times[name] = times = self._failed_times.get(name, 0) + 1
         if str(times).rstrip("0") == "1":  # the first, tenth, hundredth... time: a broken listener fails at every event
             logger.exception("telemetry_listener_failed: %s (%d times)", name, times)  # noqa: LOG004  in a handler
-        if self._on_failure is not None:
+        told = [one.listener_failed for one in self._listeners]
+        for tell in told if self._on_failure is None else (*told, self._on_failure):
             with contextlib.suppress(Exception):  # the last resort must not raise, and there is nobody left to tell
-                self._on_failure(name)
+                tell(name)
 
 
 NO_HOOKS = HookChain()

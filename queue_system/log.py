@@ -7,9 +7,22 @@ and `telemetry.configure` turns them into JSON.
 from __future__ import annotations
 
 import logging
-from typing import Any
+import re
+from typing import Any, Final
 
 import structlog
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def one_line(text: str) -> str:
+    """The text with its control characters escaped (but for tabs), so that it cannot forge a line of a log."""
+    return _CONTROL.sub(lambda match: repr(match.group())[1:-1], text)
+
+
+def indented(text: str) -> str:
+    """Lines of a traceback, set off from the lines of a log, without other control characters."""
+    return "\n".join(f"    {one_line(line)}" for line in text.split("\n"))
 
 
 def get_logger(logger: Any = None) -> Any:
@@ -43,11 +56,11 @@ def _hand_over(logger: Any, name: str, event_dict: Any) -> Any:
 
 
 def _render_key_values(event_dict: Any) -> str:
-    """``event key=value ...`` on one line: a newline in a value is escaped, so that no value can forge a line."""
-    event = event_dict.pop("event", "")
+    """``event key=value ...`` on one line; a traceback, if any, is indented below it."""
+    event = one_line(str(event_dict.pop("event", "")))
     exception = event_dict.pop("exception", None)
-    text = " ".join([str(event), *(f"{name}={value!r}" for name, value in event_dict.items())])
-    return text if exception is None else f"{text}\n{exception}"
+    text = " ".join([event, *(f"{one_line(str(name))}={value!r}" for name, value in event_dict.items())])
+    return text if exception is None else f"{text}\n{indented(str(exception))}"
 
 
 def _has_structlog_formatter(logger: Any) -> bool:

@@ -45,6 +45,11 @@ class Processor:
     on_success: Callable[..., Any] | str | None = None
     on_failure: Callable[..., Any] | str | None = None
 
+    @property
+    def default_queue(self) -> str:
+        """The queue of operations that are enqueued without one: the registered one, or the function's own name."""
+        return self.queue or self.ref.name.rpartition(".")[2]
+
 
 class Registry:
     """The functions that may be called without being imported by name. Thread-safe; reading takes no lock.

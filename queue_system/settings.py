@@ -23,8 +23,11 @@ PREFIX: Final = "QUEUE_SYSTEM_"
 NO_MODULES: Final = "none"
 """The value of ``QUEUE_SYSTEM_IMPORTABLE_MODULES`` that turns importing by name off."""
 
+TRACE_ID: Final = "{trace_id}"
+"""What stands in `Settings.trace_url` for a trace's id."""
+
 _FLAGS: Final = {"queue_prefix": "--prefix", "queues": "--queue"}
-_SECRET: Final = frozenset({"redis_url"})
+_SECRET: Final = frozenset({"redis_url", "otlp_endpoint"})
 
 _Count = Annotated[int, Field(gt=0)]
 _Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
@@ -51,6 +54,18 @@ class Settings(BaseSettings):
             ``none`` for none. The modules given to a worker on its command line are allowed in any case.
         log_format: ``console`` for people (the default), ``json`` for machines.
         log_level: the least level that is logged; ``info`` by default.
+        metrics_port: of a worker's ``/metrics``, ``/livez`` and ``/readyz``; 0 for a free one, None (the default) for
+            no such server.
+        metrics_host: the address that it listens on, 127.0.0.1 by default.
+        otlp_endpoint: where spans are sent; without it the ``OTEL_EXPORTER_OTLP_*`` variables decide, and without
+            them none are sent.
+        otlp_protocol: ``http/protobuf`` or ``grpc``; None for what ``OTEL_EXPORTER_OTLP_PROTOCOL`` says, or
+            ``http/protobuf``.
+        trace_sample_ratio: share of the traces that are kept, 0 to 1; None for what ``OTEL_TRACES_SAMPLER`` says, or
+            all. Retries are kept in any case.
+        service_name: of the spans; None for ``OTEL_SERVICE_NAME``, or ``queue-system``.
+        trace_url: where a trace can be looked at, with ``{trace_id}`` in it, e.g.
+            ``http://localhost:16686/trace/{trace_id}`` for Jaeger; None for no links.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
@@ -68,6 +83,13 @@ class Settings(BaseSettings):
     importable_modules: tuple[str, ...] | None = None
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    metrics_host: str = "127.0.0.1"
+    otlp_endpoint: str | None = None
+    otlp_protocol: Literal["http/protobuf", "grpc"] | None = None
+    trace_sample_ratio: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    service_name: str | None = None
+    trace_url: str | None = None
 
     @classmethod
     def load(cls, **flags: Any) -> Self:
@@ -138,7 +160,21 @@ class Settings(BaseSettings):
                 raise ValueError(f"{module!r} is not a module name such as 'app.tasks'")
         return value
 
-    @field_validator("log_format", "log_level", mode="before")
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("not an address such as http://localhost:4318")
+        return value
+
+    @field_validator("trace_url")
+    @classmethod
+    def _template(cls, value: str | None) -> str | None:
+        if value is not None and (TRACE_ID not in value or not value.startswith(("http://", "https://"))):
+            raise ValueError(f"not an address with {TRACE_ID} in it, such as http://localhost:16686/trace/{TRACE_ID}")
+        return value
+
+    @field_validator("log_format", "log_level", "otlp_protocol", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value

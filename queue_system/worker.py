@@ -42,7 +42,6 @@ from queue_system.hooks import (
     PoolUsed,
     WorkerChanged,
     WorkerStats,
-    current_operation,
 )
 from queue_system.keys import CALLBACK_QUEUE, check_queue_name
 from queue_system.operation import KIND_CALLBACK, NewerSchemaError, Operation, decode_operation
@@ -73,6 +72,7 @@ from queue_system.runtime.health import STOPPED
 from queue_system.runtime.incident import describe_error
 from queue_system.runtime.intake import Claim
 from queue_system.runtime.lease import STALL_LIMIT
+from queue_system.runtime.pool import ABANDON_AFTER
 from queue_system.utils import circuit_breaker, retry_with_backoff, with_timeout
 
 DEFAULT_LEASE: Final = 10.0
@@ -96,6 +96,8 @@ class QueueWorker:
         grace: seconds that `stop` lets running operations finish, 30 by default.
         max_crashes: an operation over which more workers than this have died is given up, 3 by default.
         stall_limit: seconds that the event loop may be blocked before its operations are left to others, 60.
+        abandon_after: seconds after which a thread that still runs its operation counts as abandoned, 10 minutes by
+            default. A worker all of whose threads are abandoned is not ready.
 
     Raises:
         ConfigurationError: a number is out of its range, or a queue's name is bad.
@@ -113,6 +115,7 @@ class QueueWorker:
         grace: float = DEFAULT_GRACE,
         max_crashes: int = 3,
         stall_limit: float = STALL_LIMIT,
+        abandon_after: float = ABANDON_AFTER,
     ) -> None:
         self.config = config
         self.max_workers = check_count("max_workers", max_workers)
@@ -134,6 +137,7 @@ class QueueWorker:
             max_bytes=2 * config.max_operation_bytes,
             max_depth=config.max_depth + 3,
             queues=None if queues is None else frozenset({*map(check_queue_name, queues), CALLBACK_QUEUE}),
+            abandon_after=check_seconds("abandon_after", abandon_after),
         )
         self._hooks = config.hooks
         self._holding: dict[int, Claim] = {}
@@ -205,6 +209,12 @@ class QueueWorker:
     def health(self) -> Health:
         """Whether it is alive and ready, with the finding of each check. May be called from any thread."""
         return STOPPED if self.state in {"new", "stopped"} else self._engine.health(self.state)
+
+    def served(self) -> list[tuple[str, str]]:
+        """Queue and name of each processor that is registered here. May be called from any thread."""
+        registry = self.config.registry
+        found = [registry.find(*reference) for reference in registry.names()]
+        return [(known.default_queue, known.ref.name) for known in found if known is not None]
 
     @with_timeout(None)  # the loop has no end of its own: each call inside has a limit, and stop() bounds the drain
     async def _worker_loop(self, worker_id: int) -> None:
@@ -381,10 +391,11 @@ class QueueWorker:
         item, redis = attempt.item, self._engine.outbox
         entity, operation_id = item["entity"], item["operation_id"]
         timeout = self._calculate_effective_timeout(item)
-        with self._within(attempt):
+        with attempt.within(self._hooks):
+            attempt.called = True
             self._hooks.on_event(attempt.started_event)
             try:
-                result = await await_processor(function, attempt, timeout, self.config.logger)
+                result = await await_processor(function, attempt, timeout, self.config.logger, self._engine.deadlines)
             except AttemptTimeoutError as error:
                 attempt.error = describe_error(error)
                 return await self._handle_execution_timeout(
@@ -411,7 +422,7 @@ class QueueWorker:
         item, redis = attempt.item, self._engine.outbox
         entity, operation_id = item["entity"], item["operation_id"]
         call = functools.partial(self._call_in_thread, attempt, function)
-        with self._held_by_pool(attempt), self._within(attempt):
+        with self._held_by_pool(attempt), attempt.within(self._hooks):
             try:
                 result = await self._execute_sync_processor(call, entity, operation_id)
             except ThreadPoolExhaustedError:
@@ -428,16 +439,6 @@ class QueueWorker:
         self._hooks.on_event(PoolStarted(attempt.started - attempt.submitted))
         self._hooks.on_event(attempt.started_event)
         return call_processor(function, attempt, None, self.config.logger)
-
-    @contextmanager
-    def _within(self, attempt: Attempt) -> Iterator[None]:
-        """Surrounds an attempt and the decision about it: what happens inside is known to belong to it."""
-        token = current_operation.set(attempt.info)
-        try:
-            with self._hooks.attempt_context(attempt.started_event):
-                yield
-        finally:
-            current_operation.reset(token)
 
     @contextmanager
     def _held_by_pool(self, attempt: Attempt) -> Iterator[None]:
@@ -459,6 +460,8 @@ class QueueWorker:
         torn_down = task is not None and task.cancelling() > 0  # as by Ctrl-C in `asyncio.run`
         if attempt.cancelled_for != LEASE_LOST and (attempt.cancelled_for == SHUTDOWN or torn_down):
             self._finish(attempt, Requeue(reason=SHUTDOWN))
+        elif attempt.cancelled_for == LEASE_LOST:
+            self._engine.attempts.drop(attempt)
         if torn_down and task is not attempt.task:
             raise asyncio.CancelledError  # this worker task is being ended, not only the processor
         if attempt.cancelled_for or torn_down:

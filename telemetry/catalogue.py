@@ -1,11 +1,14 @@
 """The one list of this process's own metrics: name, kind, labels, help, buckets.
 
 Everything that names a metric (the listener, the collector, dashboards, rules, their tests) takes it from here. The
-help texts say what is counted and when, since that is what an operator reads beside a number.
+help texts say what is counted and when, since that is what an operator reads beside a number. ``python -m
+telemetry.catalogue`` prints it as the tables of ``docs/metrics.md``.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,22 +53,24 @@ EVENTS: Final = (
     _counter("deduplicated_total", "Operations refused as duplicates.", "queue"),
     _counter("processed_total", "Operations that ended well.", "queue", "processor"),
     _counter("failed_total", "Operations given up: moved to the failures.", "queue", "processor", "reason"),
+    _counter("failed_without_attempt_total", "Those of failed_total that were not tried again.", "queue", "processor"),
     _counter("retried_total", "Attempts that ended badly and are followed by another.", "queue", "processor", "reason"),
     _counter("timeouts_total", "Time limits that were reached.", "queue", "processor", "kind"),
     _counter("thread_pool_exhaustion_total", "Sync operations that found no free thread within the limit."),
     _counter("attempts_started_total", "Calls of a processor that began.", "queue", "processor"),
     _counter("attempts_total", "Attempts that ended, by how.", "queue", "processor", "outcome"),
-    _counter("errors_total", "Attempts that raised, by the class of the error.", "processor", "error_type"),
+    _counter("errors_total", "Attempts that ended badly, by the class of the error.", "processor", "error_type"),
     _counter("rejected_total", "Operations that were not understood or not allowed.", "queue"),
     _counter("requeued_total", "Operations given back without burning an attempt.", "queue", "reason"),
     _counter("callbacks_total", "Attempts of callbacks that ended, by how.", "outcome"),
+    _counter("callbacks_failed_total", "Callbacks given up: moved to the failures.", "reason"),
     _counter("reclaimed_total", "Expired leases taken back from workers that are gone."),
     _counter("leases_lost_total", "Leases of this process that others took over."),
     _counter("stale_acks_total", "Outcomes refused because the lease had been lost."),
     _counter("worker_task_failures_total", "Loops of the worker that raised and were started again.", "reason"),
     _counter("redis_errors_total", "Calls to Redis that failed.", "op", "kind"),
     _counter("telemetry_failures_total", "Listeners of telemetry that raised.", "listener"),
-    _histogram("process_duration_seconds", "Time in the processor.", DURATION_BUCKETS, "queue", "processor", "outcome"),
+    _histogram("process_duration_seconds", "Time of an attempt.", DURATION_BUCKETS, "queue", "processor", "outcome"),
     _histogram("queue_wait_seconds", "Time from being due to the call of the processor.", WAIT_BUCKETS, "queue"),
     _histogram("end_to_end_seconds", "Time from being accepted to the end.", WAIT_BUCKETS, "queue"),
     _histogram("thread_pool_wait_seconds", "Time from the hand-over to a thread's start.", POOL_WAIT_BUCKETS),
@@ -115,3 +120,27 @@ TELEMETRY: Final = (
 """About telemetry itself."""
 
 CATALOGUE: Final = {metric.name: metric for metric in (*EVENTS, *WORKER, *REDIS, *TELEMETRY)}
+
+_SECTIONS: Final = (
+    ("Counted as things happen, by the process in which they happen", EVENTS),
+    ("Read from the workers of this process at each scrape", WORKER),
+    ("Read from Redis at each scrape: the same in every process, so use `max`, not `sum`", REDIS),
+    ("About telemetry itself", TELEMETRY),
+)
+
+
+def markdown() -> str:
+    """The catalogue as Markdown: a heading and a table for each part."""
+    return "\n".join(f"### {title}\n\n{_table(metrics)}" for title, metrics in _SECTIONS)
+
+
+def _table(metrics: Sequence[Metric]) -> str:
+    rows = []
+    for metric in metrics:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        rows.append(f"| `{metric.full_name}` | {metric.kind} | {labels} | {metric.help} |")
+    return "\n".join(["| metric | type | labels | meaning |", "|---|---|---|---|", *rows, ""])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown())

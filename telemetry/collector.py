@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
@@ -10,9 +11,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from queue_system.errors import QueueError
 from queue_system.hooks import Depth, QueueView, WorkerStats, WorkerView
+from queue_system.keys import PRIORITIES
 from telemetry.catalogue import CATALOGUE, TELEMETRY
 from telemetry.export import SpanCounts
-from telemetry.metrics import MAX_LABEL_VALUES, Bounded
+from telemetry.metrics import MAX_LABEL_VALUES, OTHER, Bounded
+
+logger = logging.getLogger("queue_system.telemetry")
 
 STATES: Final = ("ready", "delayed", "in_flight", "failed")
 
@@ -71,26 +75,35 @@ class WorkerCollector:
 _DERIVED: Final = ("thread_pool_utilization_ratio", "worker_heartbeat_timestamp_seconds", "event_loop_lag_seconds")
 
 
+_NOTHING_READ: Final[tuple[float, list[Depth] | None, float]] = (float("-inf"), None, 0.0)
+
+
 class QueueCollector:
     """Reads depth, age and accounting from Redis, in one script whose cost does not depend on the backlog.
 
     It is bounded in time by the view's own connection; when Redis does not answer, ``collector_up`` is 0 and the rest
     of the scrape is served all the same. Within `cache` seconds a second scrape is answered from the first.
+
+    Args:
+        queue_label: makes the label of a queue's name; by default the name of the first `MAX_LABEL_VALUES` queues.
+        cache: seconds, 1 by default.
     """
 
-    def __init__(self, cache: float = 1.0) -> None:
-        self._views: dict[str, QueueView] = {}
+    def __init__(self, queue_label: Callable[[str], str] | None = None, *, cache: float = 1.0) -> None:
+        self._views: list[QueueView] = []
         self._cache = cache
-        self._last: tuple[float, list[Depth] | None, float] = (-1e9, None, 0.0)
-        self._queue = Bounded(MAX_LABEL_VALUES)
+        self._last = _NOTHING_READ
+        self._queue = Bounded(MAX_LABEL_VALUES, OTHER) if queue_label is None else queue_label
 
     def attach(self, view: QueueView) -> None:
         """From now on this queue is read; the same queue twice is read once."""
-        self._views[view.name] = view
+        self._views.append(view)
+        self._last = _NOTHING_READ
 
     def detach(self, view: QueueView) -> None:
         """Do not read it any more."""
-        self._views.pop(view.name, None)
+        self._views = [one for one in self._views if one is not view]
+        self._last = _NOTHING_READ
 
     def describe(self) -> Iterable[Metric]:
         """The names that `collect` yields, so that registering does not ask Redis."""
@@ -117,9 +130,14 @@ class QueueCollector:
         if began - at < self._cache:
             return depths, took
         try:
-            depths = [view.depth() for view in list(self._views.values())]
+            depths = [view.depth() for view in {view.name: view for view in list(self._views)}.values()]
         except QueueError:
             depths = None  # told by collector_up
+        except (
+            Exception
+        ):  # such as a counter that somebody set to a word: the rest of the scrape is needed all the more
+            logger.exception("queue_depth_unreadable")
+            depths = None
         took = time.monotonic() - began
         self._last = (time.monotonic(), depths, took)
         return depths, took
@@ -130,10 +148,11 @@ class QueueCollector:
         for depth in depths:
             for row in depth.queues:
                 queue = self._queue(row.queue)
+                priority = row.priority if row.priority in PRIORITIES else OTHER
                 for state, count in zip(STATES, (row.ready, row.delayed, row.in_flight, row.failed), strict=True):
-                    key = queue, row.priority, state
+                    key = queue, priority, state
                     counts[key] = counts.get(key, 0) + count
-                pair = queue, row.priority
+                pair = queue, priority
                 ages[pair] = max(ages.get(pair, 0.0), row.oldest_age)
         yield _labelled("queue_depth", counts)
         yield _labelled("queue_oldest_age_seconds", ages)

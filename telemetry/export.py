@@ -1,34 +1,42 @@
 """Sends spans over OTLP without ever being in the way: a dead or slow collector costs spans, and no work.
 
-The queue of ended spans is bounded, what does not fit is dropped and counted, and `shutdown` returns after its limit
-whatever the collector does (the SDK's own blocks for 30 s).
+The queue of ended spans is bounded, the oldest is dropped when it is full, and every span is counted: at rest,
+ended = exported + dropped. `SpanPipeline.shutdown` returns after its limit whatever the collector does. The batch
+processor of the SDK has neither exact counts nor such an end (its `shutdown` blocks for 30 s): hence one of our own.
 """
 
 from __future__ import annotations
 
+import atexit
+import logging
 import os
 import threading
-from collections.abc import Sequence
+import time
+import weakref
+from collections import deque
+from dataclasses import dataclass
 from typing import Any, Final
 
+from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import (
-    ALWAYS_ON,
-    Decision,
-    ParentBased,
-    Sampler,
-    SamplingResult,
-    TraceIdRatioBased,
-)
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY  # the only way to keep instrumented clients quiet
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
 from queue_system.errors import ConfigurationError
+from queue_system.log import get_logger
+
+logger = get_logger(logging.getLogger("queue_system.telemetry"))
 
 DEFAULT_QUEUE_SIZE: Final = 2048
-SHUTDOWN_LIMIT: Final = 2.0
-EXPORT_TIMEOUT: Final = 10.0
+DEFAULT_BATCH_SIZE: Final = 512
+DEFAULT_DELAY: Final = 1.0
+"""Seconds after which a span is sent at the latest, when the collector takes spans."""
+
+SHUTDOWN_LIMIT: Final = 1.5
+"""Seconds for the last spans; leaves the interpreter time to end within 2 s."""
 
 
 class RetrySampler(Sampler):
@@ -61,70 +69,148 @@ class RetrySampler(Sampler):
         return f"RetrySampler({self._base.get_description()})"
 
 
+@dataclass(slots=True)
 class SpanCounts:
     """How many sampled spans ended, were taken by the collector, and were lost."""
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.ended = self.handed_over = self.exported = self.refused = self.overflowed = 0
-
-    @property
-    def dropped(self) -> int:
-        """Lost: there was no room for them, or the collector did not take them."""
-        return self.refused + self.overflowed
+    ended: int = 0
+    exported: int = 0
+    dropped: int = 0
 
 
-class CountingExporter(SpanExporter):
-    """Counts what another exporter does."""
+class SpanQueue(SpanProcessor):
+    """A bounded queue of ended spans and the daemon thread that exports them.
 
-    def __init__(self, exporter: SpanExporter, counts: SpanCounts) -> None:
+    Args:
+        exporter: called in that thread only.
+        counts: kept up to date.
+        size: spans that wait; by default ``OTEL_BSP_MAX_QUEUE_SIZE`` or 2,048.
+        batch: spans sent at once; by default ``OTEL_BSP_MAX_EXPORT_BATCH_SIZE`` or 512.
+        delay: seconds that a span waits for others; by default ``OTEL_BSP_SCHEDULE_DELAY`` (ms) or 1.
+    """
+
+    _changed: threading.Condition
+    _waiting: deque[ReadableSpan]
+    _in_flight: int
+    _stopping: bool
+    _flushing: bool
+    _given_up: bool
+    _thread: threading.Thread
+
+    def __init__(
+        self,
+        exporter: SpanExporter,
+        counts: SpanCounts,
+        *,
+        size: int | None = None,
+        batch: int | None = None,
+        delay: float | None = None,
+    ) -> None:
         self._exporter = exporter
         self._counts = counts
+        self.size = size or _number("OTEL_BSP_MAX_QUEUE_SIZE", DEFAULT_QUEUE_SIZE)
+        self._batch = min(self.size, batch or _number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", DEFAULT_BATCH_SIZE))
+        self._delay = delay or _number("OTEL_BSP_SCHEDULE_DELAY", int(DEFAULT_DELAY * 1000)) / 1000
+        self._start()
+        if hasattr(os, "register_at_fork"):
+            again = weakref.WeakMethod(self._start)
+            os.register_at_fork(after_in_child=lambda: (start := again()) and start())
 
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """See the SDK."""
-        with self._counts.lock:
-            self._counts.handed_over += len(spans)
-        taken = False
-        try:
-            result = self._exporter.export(spans)
-            taken = result is SpanExportResult.SUCCESS
-        finally:
-            with self._counts.lock:
-                if taken:
-                    self._counts.exported += len(spans)
-                else:
-                    self._counts.refused += len(spans)
-        return result
-
-    def shutdown(self) -> None:
-        """See the SDK."""
-        self._exporter.shutdown()
-
-
-class CountingProcessor(BatchSpanProcessor):
-    """The SDK's batch processor, which drops the oldest span when its queue is full; here it is counted, too."""
-
-    def __init__(self, exporter: SpanExporter, counts: SpanCounts, queue_size: int = DEFAULT_QUEUE_SIZE) -> None:
-        super().__init__(
-            CountingExporter(exporter, counts),
-            max_queue_size=queue_size,
-            max_export_batch_size=min(512, queue_size),
-            schedule_delay_millis=1000,
-        )
-        self._counts = counts
-        self._queue_size = queue_size
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """See the SDK."""
+        """Take a span; never waits for the exporter."""
         if span.context is None or not span.context.trace_flags.sampled:
             return
-        counts = self._counts
-        with counts.lock:
-            counts.ended += 1
-            if counts.ended - counts.handed_over - counts.overflowed > self._queue_size:
-                counts.overflowed += 1
-        super().on_end(span)
+        with self._changed:
+            self._counts.ended += 1
+            if self._stopping:
+                self._counts.dropped += 1
+                return
+            if len(self._waiting) >= self.size:
+                self._waiting.popleft()
+                self._counts.dropped += 1
+            self._waiting.append(span)
+            if len(self._waiting) == self._batch:
+                self._changed.notify_all()
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Send what waits; false when it could not be sent in time."""
+        deadline = time.monotonic() + timeout_millis / 1000
+        with self._changed:
+            self._flushing = True
+            self._changed.notify_all()
+            return self._changed.wait_for(
+                lambda: not self._waiting and not self._in_flight, max(0.0, deadline - time.monotonic())
+            )
+
+    def shutdown(self) -> None:
+        """See the SDK; returns within 1.5 s."""
+        self.end()
+
+    def end(self, limit: float = SHUTDOWN_LIMIT) -> bool:
+        """Take no more, and send what waits for at most `limit` seconds; what is left then is dropped and counted."""
+        with self._changed:
+            if self._stopping:
+                return not self._thread.is_alive()
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join(limit)
+        if not self._thread.is_alive():
+            return True
+        with self._changed:
+            self._given_up = True
+            self._counts.dropped += len(self._waiting) + self._in_flight
+            self._waiting.clear()
+        return False
+
+    def _start(self) -> None:
+        """Start empty; in a forked child as well, where the parent sends what it has."""
+        self._changed = threading.Condition()
+        self._waiting = deque()
+        self._in_flight = 0
+        self._stopping = self._flushing = self._given_up = False
+        self._counts.ended = self._counts.exported = self._counts.dropped = 0
+        self._thread = threading.Thread(target=self._run, name="queue-system-spans", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        otel_context.attach(otel_context.set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))  # noqa: FBT003  its signature
+        while batch := self._next():
+            taken = self._export(batch)
+            with self._changed:
+                if not self._given_up:
+                    if taken:
+                        self._counts.exported += len(batch)
+                    else:
+                        self._counts.dropped += len(batch)
+                self._in_flight = 0
+                self._changed.notify_all()
+            del batch  # while it waits, it must not keep the last spans alive
+        self._exporter.shutdown()
+
+    def _next(self) -> list[ReadableSpan]:
+        """Wait for a full batch, or for the delay to pass. Empty at the end only."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(self._due, self._delay)
+                if self._waiting or self._stopping:
+                    break
+                self._flushing = False
+            count = min(len(self._waiting), self._batch)
+            self._in_flight = count
+            return [self._waiting.popleft() for _ in range(count)]
+
+    def _due(self) -> bool:
+        return self._stopping or self._flushing or len(self._waiting) >= self._batch
+
+    def _export(self, batch: list[ReadableSpan]) -> bool:
+        try:
+            return self._exporter.export(batch) is SpanExportResult.SUCCESS
+        except Exception as error:  # noqa: BLE001  an exporter that raises must not end the thread
+            logger.warning("span_export_failed", error_type=type(error).__name__)
+            return False
 
 
 class SpanPipeline:
@@ -133,7 +219,7 @@ class SpanPipeline:
     Args:
         exporter: where to.
         sampler: by default what ``OTEL_TRACES_SAMPLER`` says or everything, and every retry in any case.
-        service_name: by default what ``OTEL_SERVICE_NAME`` says, or ``queue-system``.
+        service_name: by default what ``OTEL_SERVICE_NAME`` or ``OTEL_RESOURCE_ATTRIBUTES`` says, or ``queue-system``.
         queue_size: ended spans that may wait, 2,048 by default (about 2 MB).
     """
 
@@ -143,31 +229,38 @@ class SpanPipeline:
         *,
         sampler: Sampler | None = None,
         service_name: str | None = None,
-        queue_size: int = DEFAULT_QUEUE_SIZE,
+        queue_size: int | None = None,
     ) -> None:
         self.counts = SpanCounts()
-        name = service_name or os.environ.get("OTEL_SERVICE_NAME") or "queue-system"
+        self.queue = SpanQueue(exporter, self.counts, size=queue_size)
         self.provider = TracerProvider(
-            resource=Resource.create({"service.name": name}),
-            sampler=RetrySampler(sampler or _sampler_from_environment()),
+            resource=_resource(service_name),
+            sampler=sampler,  # None: the SDK reads its variables
             shutdown_on_exit=False,
         )
-        self.provider.add_span_processor(CountingProcessor(exporter, self.counts, queue_size))
+        self.provider.sampler = RetrySampler(self.provider.sampler)
+        self.provider.add_span_processor(self.queue)
 
     def install(self) -> bool:
-        """Make it the application's provider; false, and no change, when the application has set its own."""
-        if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        """Make it the application's provider; false, and no change, when the application has set its own.
+
+        The spans that wait are sent when the process ends, should `shutdown` not be called before.
+        """
+        if application_has_provider():
             return False
         trace.set_tracer_provider(self.provider)
+        atexit.register(self.shutdown)
         return True
 
     def shutdown(self, limit: float = SHUTDOWN_LIMIT) -> bool:
-        """Send what waits, for at most `limit` seconds; false when that was not enough."""
-        # In a daemon thread: the exporter may sit in a request to a collector that does not answer.
-        thread = threading.Thread(target=self.provider.shutdown, name="queue-system-spans-end", daemon=True)
-        thread.start()
-        thread.join(limit)
-        return not thread.is_alive()
+        """Send what waits, for at most `limit` seconds (1.5 by default); false when that was not enough."""
+        # Not through the provider, whose shutdown takes no limit.
+        return self.queue.end(limit)
+
+
+def application_has_provider() -> bool:
+    """Whether somebody has set a tracer provider in this process."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 def otlp_exporter(endpoint: str | None = None, protocol: str | None = None) -> SpanExporter:
@@ -208,15 +301,14 @@ def _grpc_exporter(endpoint: str | None) -> SpanExporter:
     return OTLPSpanExporter(endpoint=endpoint)
 
 
-def _sampler_from_environment() -> Sampler:
-    """``OTEL_TRACES_SAMPLER`` and its argument, as the SDK reads them; everything when it is not set."""
-    name = os.environ.get("OTEL_TRACES_SAMPLER", "parentbased_always_on")
-    if name in {"parentbased_always_on", "always_on"}:
-        return ParentBased(ALWAYS_ON) if name.startswith("parentbased") else ALWAYS_ON
-    try:
-        ratio = float(os.environ.get("OTEL_TRACES_SAMPLER_ARG", "1.0"))
-    except ValueError as error:
-        raise ConfigurationError("OTEL_TRACES_SAMPLER_ARG must be a number from 0 to 1") from error
-    ratios = {"always_off": 0.0, "parentbased_always_off": 0.0}
-    base = TraceIdRatioBased(ratios.get(name, ratio))
-    return ParentBased(base) if name.startswith("parentbased") else base
+def _resource(service_name: str | None) -> Resource:
+    resource = Resource.create({SERVICE_NAME: service_name} if service_name else None)
+    if str(resource.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
+        resource = resource.merge(Resource({SERVICE_NAME: "queue-system"}))
+    return resource
+
+
+def _number(variable: str, default: int) -> int:
+    """A positive number from the environment; the default for anything else, as the specification has it."""
+    text = os.environ.get(variable, "").strip()
+    return int(text) if text.isdecimal() and int(text) > 0 else default

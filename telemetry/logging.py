@@ -11,13 +11,37 @@
 | ``operation_rejected`` | error | it was not understood, or not allowed |
 | ``operation_requeued`` | info | it was given back without burning an attempt |
 | ``operation_stale`` | warning | its outcome was refused: the lease was lost |
-| ``callback_...`` | | the same for callbacks |
-| ``thread_pool_exhausted``, ``lease_lost``, ``leases_reclaimed``, ``worker_running``, ``worker_draining``, |||
-| ``worker_stopped``, ``worker_task_failed``, ``redis_error``, ``circuit_breaker_changed`` | | as they say |
+| ``callback_started`` | debug | a callback is called |
+| ``callback_processed`` | debug | it ended well |
+| ``callback_retried`` | warning | it did not, and another attempt follows |
+| ``callback_failed`` | error | it was given up |
+| ``callback_rejected`` | error | it was not understood, or not allowed |
+| ``callback_requeued`` | info | it was given back |
+| ``callback_stale`` | warning | its outcome was refused |
+| ``thread_pool_exhausted`` | warning | a sync operation found no free thread in time |
+| ``lease_lost`` | warning | another worker may run this operation now |
+| ``leases_reclaimed`` | warning | operations of workers that are gone were taken over |
+| ``worker_running`` | info | a worker has started |
+| ``worker_draining`` | info | it claims no more |
+| ``worker_stopped`` | info | it has ended |
+| ``worker_task_failed`` | error | a loop of the worker raised, and was started again |
+| ``redis_error`` | warning | a call to Redis failed |
+| ``circuit_breaker_changed`` | warning | the circuit breaker went to another state |
+| ``metric_set`` | info | `QueueConfig.update_metric` has set a text |
+| ``metric_changed`` | info | it has changed a number that is worth a line |
+| ``span_export_failed`` | warning | an exporter of spans raised |
+| ``spans_not_exported`` | warning | options about spans were given to a worker's command line, but no endpoint |
+| ``spans_left_behind`` | warning | a worker's process ended before the collector had taken all spans |
+| ``traces_exporter_unknown`` | warning | ``OTEL_TRACES_EXPORTER`` is not understood, and ignored |
+| ``telemetry_listener_failed`` | error | a listener raised (its name follows in the text) |
 
 Every event about an operation has ``operation_id``, ``queue``, ``processor`` and ``attempt``; every line written while
-one is processed, by a processor's own logger and in a thread as well, has these and ``trace_id`` and ``span_id``.
-Payloads and results are never logged; passwords in URLs are hidden; control characters are escaped.
+one is processed, by a processor's own logger and in a thread as well, has these and ``trace_id`` and ``span_id``, once
+`configure_logging` or `CorrelationFilter` is in place.
+
+Never logged are payloads, results, and messages of errors (they may quote a payload): of an error the class, and the
+failures keep the rest. In what others log, fields with a secret's name and passwords in texts are hidden as far as
+they can be recognised, and control characters are escaped.
 """
 
 from __future__ import annotations
@@ -25,7 +49,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final, TextIO
 
 import structlog
@@ -48,6 +72,8 @@ from queue_system.hooks import (
     WorkerTaskFailed,
     current_operation,
 )
+from queue_system.log import indented, one_line
+from queue_system.operation import KIND_CALLBACK, KIND_OPERATION
 from telemetry.tracing import current_ids
 
 EventDict = MutableMapping[str, Any]
@@ -65,10 +91,14 @@ _LEVELS: Final = {
     "requeued": "info",
     "stale": "warning",
 }
-_SECRET_NAME: Final = re.compile(r"passw|secret|token|api_?key|authorization|credential", re.IGNORECASE)
-_URL_PASSWORD: Final = re.compile(r"(\w+://)[^\s/@]*@")
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")
+_HINTS = r"passw|passphrase|secret|token|api_?key|private_?key|authorization|cookie|credential"
+_SECRET_NAME: Final = re.compile(_HINTS, re.IGNORECASE)
+_PAYLOADS: Final = frozenset({"entity", "payload", "result"})
+_URL_PASSWORD: Final = re.compile(r"(\w+://)[^\s/]*@")
+_ASSIGNED: Final = re.compile(rf"(\b\w*(?:{_HINTS})\w*[\"']?\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|[^\s,;&]+)", re.IGNORECASE)
+_MAX_DEPTH: Final = 5
 HIDDEN: Final = "***"
+_CORRELATION: Final = ("operation_id", "queue", "processor", "attempt", "trace_id", "span_id")
 
 
 class LogListener(Hooks):
@@ -80,7 +110,7 @@ class LogListener(Hooks):
 
     def __init__(self, logger: Any) -> None:
         self._logger = logger
-        self._enabled = getattr(logger, "isEnabledFor", None)
+        self._enabled = logger.isEnabledFor if isinstance(logger, structlog.stdlib.BoundLogger) else None
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             Enqueued: self._on_enqueued,
             EnqueueFailed: lambda e: logger.warning("enqueue_failed", queue=e.queue, error_type=e.error_type),
@@ -96,6 +126,10 @@ class LogListener(Hooks):
             BreakerChanged: lambda e: logger.warning("circuit_breaker_changed", breaker=e.breaker, state=e.state),
             WorkerChanged: self._on_worker,
         }
+
+    def handler_for(self, event_type: type[Event]) -> Callable[[Any], None] | None:
+        """See `Hooks`."""
+        return self._handlers.get(event_type)
 
     def on_event(self, event: Event) -> None:
         """See `Hooks`."""
@@ -121,9 +155,8 @@ class LogListener(Hooks):
 
     def _on_started(self, event: AttemptStarted) -> None:
         if self._debug():
-            self._logger.debug(
-                "operation_started", kind=event.operation.kind, **_ids(event.operation), wait=round(event.wait, 6)
-            )
+            name = f"{_kind(event.operation)}_started"
+            self._logger.debug(name, **_ids(event.operation), wait=round(event.wait, 6))
 
     def _on_outcome(self, event: OutcomeApplied) -> None:
         if event.result == "processed" and not self._debug():
@@ -131,7 +164,7 @@ class LogListener(Hooks):
         fields = {"reason": event.reason, "error_type": event.error_type}
         told = {name: value for name, value in fields.items() if value}
         log = getattr(self._logger, _LEVELS[event.result])
-        log(f"{event.operation.kind}_{event.result}", **_ids(event.operation), **told)
+        log(f"{_kind(event.operation)}_{event.result}", **_ids(event.operation), **told)
 
     def _on_worker(self, event: WorkerChanged) -> None:
         name = _WORKER_EVENTS.get(event.state)
@@ -142,13 +175,14 @@ class LogListener(Hooks):
 def configure_logging(
     log_format: str = "auto", level: str = "INFO", *, stream: TextIO | None = None, name: str = "queue_system"
 ) -> logging.Logger:
-    """Set up the package's logger: a handler of its own, and no propagation to the root logger.
+    """Set up a logger: a handler of its own, and no propagation to the loggers above.
 
     Args:
         log_format: ``json``, ``console``, or ``auto``: console in a terminal, JSON elsewhere.
         level: ``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR``.
         stream: where to; standard error by default.
-        name: of the logger.
+        name: of the logger; the package's by default. With ``""``, the root logger, all of the process's lines look
+            so, those of structlog's loggers included (unless the application has configured structlog itself).
 
     Raises:
         ConfigurationError: an unknown format or level.
@@ -161,12 +195,31 @@ def configure_logging(
         raise ConfigurationError(f"log level {level!r}: use DEBUG, INFO, WARNING or ERROR")
     as_json = log_format == "json" or (log_format == "auto" and not target.isatty())
     handler = logging.StreamHandler(target)
-    handler.setFormatter(_formatter(as_json=as_json))
-    logger = logging.getLogger(name)
+    handler.setFormatter(_formatter(as_json=as_json, colours=target.isatty()))
+    logger = logging.getLogger(name or None)
     logger.handlers = [handler]
     logger.setLevel(number)
     logger.propagate = False
+    if not name and not structlog.is_configured():
+        _configure_structlog()
     return logger
+
+
+class CorrelationFilter(logging.Filter):
+    """Adds the ids to records, for an application with formatters of its own.
+
+    Put it on a handler; a format may then have ``%(operation_id)s``, ``%(trace_id)s`` and so on. An id that is not
+    there is empty.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See `logging`."""
+        operation = current_operation.get()
+        ids = dict.fromkeys(_CORRELATION, "") | ({} if operation is None else _ids(operation)) | current_ids()
+        for key, value in ids.items():
+            if not hasattr(record, key):
+                setattr(record, key, value)
+        return True
 
 
 def add_trace_ids(_: Any, __: str, event_dict: EventDict) -> EventDict:
@@ -177,18 +230,34 @@ def add_trace_ids(_: Any, __: str, event_dict: EventDict) -> EventDict:
 
 
 def redact(_: Any, __: str, event_dict: EventDict) -> EventDict:
-    """Hide the values of fields with a secret's name and passwords in URLs, and escape control characters."""
-    for key, value in event_dict.items():
-        if isinstance(value, str) and key not in {"exception", "level", "timestamp"}:
-            event_dict[key] = HIDDEN if _SECRET_NAME.search(key) else clean(value)
-        elif key in {"entity", "payload", "result"}:
-            event_dict[key] = HIDDEN
-    return event_dict
+    """Hide payloads, secrets by their field's name, and passwords in texts; escape control characters."""
+    exception = event_dict.pop("exception", None)
+    safe: EventDict = {_text(key): _safe(key, value, 0) for key, value in event_dict.items()}
+    if exception is not None:
+        safe["exception"] = "\n".join(clean(line) for line in str(exception).split("\n"))
+    return safe
 
 
 def clean(text: str) -> str:
-    """The text without passwords in URLs, on one line."""
-    return _CONTROL.sub(lambda match: repr(match.group())[1:-1], _URL_PASSWORD.sub(rf"\1{HIDDEN}@", text))
+    """The text without passwords in URLs and assignments, on one line."""
+    return one_line(_ASSIGNED.sub(rf"\1{HIDDEN}", _URL_PASSWORD.sub(rf"\1{HIDDEN}@", text)))
+
+
+def _safe(key: object, value: Any, depth: int) -> Any:
+    if isinstance(key, str) and (key in _PAYLOADS or _SECRET_NAME.search(key)):
+        return HIDDEN
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if depth < _MAX_DEPTH:
+        if isinstance(value, Mapping):
+            return {_text(name): _safe(name, inner, depth + 1) for name, inner in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [_safe(None, inner, depth + 1) for inner in value]
+    return _text(value)
+
+
+def _text(value: object) -> str:
+    return clean(value if isinstance(value, str) else repr(value))
 
 
 def add_operation(_: Any, __: str, event_dict: EventDict) -> EventDict:
@@ -200,10 +269,10 @@ def add_operation(_: Any, __: str, event_dict: EventDict) -> EventDict:
     return event_dict
 
 
-def _formatter(*, as_json: bool) -> logging.Formatter:
-    renderer: Any = (
-        structlog.processors.JSONRenderer(default=repr) if as_json else structlog.dev.ConsoleRenderer(sort_keys=False)
-    )
+def _formatter(*, as_json: bool, colours: bool) -> logging.Formatter:
+    renderer: list[Any] = [structlog.processors.JSONRenderer()]
+    if not as_json:
+        renderer = [_indent_exception, structlog.dev.ConsoleRenderer(sort_keys=False, colors=colours)]
     return structlog.stdlib.ProcessorFormatter(
         # For standard records only: those of structlog carry their logger as an extra.
         foreign_pre_chain=[structlog.stdlib.ExtraAdder()],
@@ -216,9 +285,34 @@ def _formatter(*, as_json: bool) -> logging.Formatter:
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
             redact,
-            renderer,
+            *renderer,
         ],
     )
+
+
+def _indent_exception(_: Any, __: str, event_dict: EventDict) -> EventDict:
+    if "exception" in event_dict:
+        event_dict["exception"] = indented(event_dict["exception"])
+    return event_dict
+
+
+def _configure_structlog() -> None:
+    """Send what structlog's own loggers write through the standard library, to the formatter above."""
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+
+
+def _kind(operation: OperationInfo) -> str:
+    """What the names of events begin with; `OperationInfo.kind` is a text from Redis."""
+    return KIND_CALLBACK if operation.kind == KIND_CALLBACK else KIND_OPERATION
 
 
 def _ids(operation: OperationInfo) -> dict[str, Any]:

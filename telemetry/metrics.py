@@ -1,14 +1,17 @@
 """The listener that feeds the Prometheus metrics of events.
 
-Children are cached: a counter costs 0.5 us through its child and 1.7 us through `labels()`. The children of a queue and
-processor are made, at 0, when the pair is first heard of, so that `increase()` sees the first event.
+Children are cached: a counter costs 0.5 us through its child and 1.7 us through `labels()`. They are made at 0, so that
+`increase()` sees the first event: those of the registered processors when a worker starts, those of other pairs of
+queue and processor when the pair is first heard of.
+
+How the counts hang together is in ``docs/metrics.md``.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Hashable
+from typing import Any, Final, Generic, TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client import disable_created_metrics as _disable_created_metrics
@@ -26,64 +29,122 @@ from queue_system.hooks import (
     OperationInfo,
     OutcomeApplied,
     PoolStarted,
+    QueueView,
     Reclaimed,
     WorkerTaskFailed,
+    WorkerView,
+)
+from queue_system.keys import PRIORITIES
+from queue_system.outcome import (
+    CANCELLED,
+    CRASHED,
+    ERROR,
+    POOL_EXHAUSTED,
+    TIMEOUT,
+    TOTAL_TIMEOUT,
+    UNKNOWN_PROCESSOR,
 )
 from telemetry.catalogue import EVENTS, Metric
 
 MAX_LABEL_VALUES: Final = 100
+"""Queues, and processors, that are told apart."""
+
+MAX_PAIRS: Final = 300
+"""Pairs of queue and processor that are told apart: each is about 100 series and 40 KB."""
+
 MAX_ERROR_TYPES: Final = 30
 OTHER: Final = "other"
 
-OUTCOMES: Final = ("success", "error", "timeout", "cancelled", "exhausted")
-RETRY_REASONS: Final = ("error", "timeout", "cancelled", "thread_pool_exhausted")
-FAILURE_REASONS: Final = (*RETRY_REASONS, "total_timeout", "crashed", "unknown_processor")
+OUTCOMES: Final = ("success", "error", "timeout", "cancelled", "exhausted", "abandoned")
+TIMED_OUTCOMES: Final = ("success", "error", "timeout", "cancelled")
+"""Of the attempts that called a processor and count."""
+
+RETRY_REASONS: Final = (ERROR, TIMEOUT, CANCELLED, POOL_EXHAUSTED)
+FAILURE_REASONS: Final = (*RETRY_REASONS, TOTAL_TIMEOUT, CRASHED, UNKNOWN_PROCESSOR)
+REQUEUE_REASONS: Final = ("shutdown", UNKNOWN_PROCESSOR, "newer_schema")
 BREAKER_STATES: Final = ("closed", "open", "half_open")
+
+# Of what the metrics say about the worker itself: all values that there can be, to make them at 0.
+_LOOPS: Final = ("worker", "beat", "fetch", "wait", "reap", "outbox")
+_REDIS_ERRORS: Final = (
+    *(("turn", kind) for kind in ("connection", "timeout", "auth", "oom", "readonly", "misconf", "loading", "busy")),
+    *(("renew", kind) for kind in ("connection", "timeout", "auth", "readonly", "loading", "busy", "refused")),
+)
+_LISTENERS: Final = ("TracingListener", "MetricsListener", "Collectors", "LogListener")
 
 _KINDS: Final = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
 
+_Value = TypeVar("_Value", bound=Hashable)
 
-class Bounded:
-    """Lets the first `limit` values of a label through; the rest is ``other``."""
 
-    def __init__(self, limit: int) -> None:
+class Bounded(Generic[_Value]):
+    """Lets the first `limit` values through; the rest becomes `other`. May be called from any thread."""
+
+    def __init__(self, limit: int, other: _Value) -> None:
         self._limit = limit
-        self._known: set[str] = set()
+        self._other = other
+        self._known: set[_Value] = set()
+        self._lock = threading.Lock()
 
-    def __call__(self, value: str) -> str:
-        """The value, or ``other``."""
+    def __call__(self, value: _Value) -> _Value:
+        """The value, or `other`."""
         if value in self._known:
             return value
-        if len(self._known) >= self._limit:
-            return OTHER
-        self._known.add(value)
-        return value
+        with self._lock:
+            if len(self._known) < self._limit:
+                self._known.add(value)
+        return value if value in self._known else self._other
+
+    def __len__(self) -> int:
+        return len(self._known)
 
 
 class EventMetrics:
-    """The metric families of `catalogue.EVENTS` in one registry."""
+    """The metric families of `catalogue.EVENTS` in one registry, and the values that their labels may have."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._families = {metric.name: _family(metric, registry) for metric in EVENTS}
+        self.queue, self.processor = Bounded(MAX_LABEL_VALUES, OTHER), Bounded(MAX_LABEL_VALUES, OTHER)
+        self.error_type = Bounded(MAX_ERROR_TYPES, OTHER)
+        self._pairs = Bounded(MAX_PAIRS, (OTHER, OTHER))
+        self._begin_at_zero()
 
     def __getitem__(self, name: str) -> Any:
         return self._families[name]
+
+    def pair(self, queue: str, processor: str) -> tuple[str, str]:
+        """The labels for an operation of this queue and processor."""
+        return self._pairs((self.queue(queue), self.processor(processor)))
+
+    def _begin_at_zero(self) -> None:
+        for reason in _LOOPS:
+            self["worker_task_failures_total"].labels(reason)
+        for labels in _REDIS_ERRORS:
+            self["redis_errors_total"].labels(*labels)
+        for listener in _LISTENERS:
+            self["telemetry_failures_total"].labels(listener)
+        for state in BREAKER_STATES:
+            self["circuit_breaker_state"].labels("redis", state).set(state == "closed")
 
 
 class _Children:
     """The children of one queue and processor, made at 0."""
 
     def __init__(self, metrics: EventMetrics, queue: str, processor: str) -> None:
-        pair = {"queue": queue, "processor": processor}
-        self.started = metrics["attempts_started_total"].labels(**pair)
-        self.processed = metrics["processed_total"].labels(**pair)
-        self.wait = metrics["queue_wait_seconds"].labels(queue=queue)
-        self.end_to_end = metrics["end_to_end_seconds"].labels(queue=queue)
-        self.attempts = {one: metrics["attempts_total"].labels(**pair, outcome=one) for one in OUTCOMES}
-        self.duration = {one: metrics["process_duration_seconds"].labels(**pair, outcome=one) for one in OUTCOMES}
-        self.retried = {one: metrics["retried_total"].labels(**pair, reason=one) for one in RETRY_REASONS}
-        self.failed = {one: metrics["failed_total"].labels(**pair, reason=one) for one in FAILURE_REASONS}
-        self.timeouts = {one: metrics["timeouts_total"].labels(**pair, kind=one) for one in ("attempt", "total")}
+        pair = queue, processor
+        self.started = metrics["attempts_started_total"].labels(*pair)
+        self.processed = metrics["processed_total"].labels(*pair)
+        self.unattempted = metrics["failed_without_attempt_total"].labels(*pair)
+        self.wait = metrics["queue_wait_seconds"].labels(queue)
+        self.end_to_end = metrics["end_to_end_seconds"].labels(queue)
+        self.attempts = {one: metrics["attempts_total"].labels(*pair, one) for one in OUTCOMES}
+        self.duration = {one: metrics["process_duration_seconds"].labels(*pair, one) for one in TIMED_OUTCOMES}
+        self.retried = {one: metrics["retried_total"].labels(*pair, one) for one in RETRY_REASONS}
+        self.failed = {one: metrics["failed_total"].labels(*pair, one) for one in FAILURE_REASONS}
+        self.timeouts = {one: metrics["timeouts_total"].labels(*pair, one) for one in ("attempt", "total")}
+        metrics["rejected_total"].labels(queue)
+        for reason in REQUEUE_REASONS:
+            metrics["requeued_total"].labels(queue, reason)
 
 
 class MetricsListener(Hooks):
@@ -101,36 +162,38 @@ class MetricsListener(Hooks):
         exemplar: Callable[[], dict[str, str] | None] = lambda: None,
     ) -> None:
         self.registry = registry
-        self._metrics = event_metrics(registry)
+        self._metrics = metrics = event_metrics(registry)
         self._exemplar = exemplar
         self._pairs: dict[tuple[str, str], _Children] = {}
-        self._queue, self._processor = Bounded(MAX_LABEL_VALUES), Bounded(MAX_LABEL_VALUES)
-        self._error_type = Bounded(MAX_ERROR_TYPES)
         self._enqueued: dict[tuple[str, str, str], Any] = {}
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             Enqueued: self._on_enqueued,
             AttemptStarted: self._on_started,
             AttemptFinished: self._on_finished,
             OutcomeApplied: self._on_applied,
-            PoolStarted: self._on_pool_started,
-            LeaseLost: lambda _: self._metrics["leases_lost_total"].inc(),
-            Reclaimed: lambda event: self._metrics["reclaimed_total"].inc(event.returned + event.quarantined),
+            PoolStarted: lambda event: metrics["thread_pool_wait_seconds"].observe(event.waited, exemplar()),
+            LeaseLost: lambda _: metrics["leases_lost_total"].inc(),
+            Reclaimed: lambda event: metrics["reclaimed_total"].inc(event.returned + event.quarantined),
             WorkerTaskFailed: self._on_task_failed,
             BrokerCall: self._on_broker_call,
-            BrokerError: lambda event: self._metrics["redis_errors_total"].labels(event.operation, event.kind).inc(),
+            BrokerError: lambda event: metrics["redis_errors_total"].labels(event.operation, event.kind).inc(),
             BreakerChanged: self._on_breaker,
         }
         self._results: dict[str, Callable[[OutcomeApplied, _Children], None]] = {
             "processed": self._on_processed,
             "retried": self._on_retried,
             "failed": self._on_failed,
-            "rejected": self._on_rejected,
-            "requeued": self._on_requeued,
         }
-        self._redis = {op: self._metrics["redis_command_duration_seconds"].labels(op=op) for op in ("claim", "settle")}
-        self._callbacks = {one: self._metrics["callbacks_total"].labels(outcome=one) for one in OUTCOMES}
-        self._callback_time = {one: self._metrics["callback_duration_seconds"].labels(outcome=one) for one in OUTCOMES}
-        self._on_breaker(BreakerChanged("redis", "closed"))
+        self._redis = {op: metrics["redis_command_duration_seconds"].labels(op) for op in ("claim", "settle")}
+        self._callbacks = {one: metrics["callbacks_total"].labels(one) for one in OUTCOMES if one != "exhausted"}
+        self._callbacks_failed = {
+            one: metrics["callbacks_failed_total"].labels(one) for one in FAILURE_REASONS if one != POOL_EXHAUSTED
+        }
+        self._callback_time = {one: metrics["callback_duration_seconds"].labels(one) for one in TIMED_OUTCOMES}
+
+    def handler_for(self, event_type: type[Event]) -> Callable[[Any], None] | None:
+        """See `Hooks`."""
+        return self._handlers.get(event_type)
 
     def on_event(self, event: Event) -> None:
         """See `Hooks`."""
@@ -138,35 +201,41 @@ class MetricsListener(Hooks):
         if handler is not None:
             handler(event)
 
-    def listener_failed(self, listener: str) -> None:
-        """Count a listener that raised."""
-        self._metrics["telemetry_failures_total"].labels(listener=listener).inc()
+    def attach(self, worker: WorkerView, queue: QueueView) -> None:  # noqa: ARG002  the seam has it so
+        """See `Hooks`: makes the children of the processors that are registered there."""
+        for pair in worker.served():
+            self._children(*pair)
 
-    def prepare(self, queue: str, processor: str) -> None:
-        """Make the children of a queue and processor that are known beforehand."""
-        self._children(queue, processor)
+    def listener_failed(self, listener: str) -> None:
+        """See `Hooks`: counts it."""
+        self._metrics["telemetry_failures_total"].labels(listener).inc()
 
     def _children(self, queue: str, processor: str) -> _Children:
         children = self._pairs.get((queue, processor))
         if children is None:
-            labels = self._queue(queue), self._processor(processor)
-            children = self._pairs.get(labels) or _Children(self._metrics, *labels)
-            self._pairs[labels] = children
-            if OTHER not in labels:
-                return children
-            # What is beyond the bound is not kept: a million names must not fill the memory either.
+            # Kept under the bounded labels only: a million names must not fill the memory either.
+            labels = self._metrics.pair(queue, processor)
+            children = self._pairs.get(labels)
+            if children is None:
+                children = self._pairs[labels] = _Children(self._metrics, *labels)
         return children
 
     def _on_enqueued(self, event: Enqueued) -> None:
-        labels = self._queue(event.queue), event.priority, self._processor(event.processor)
-        counter = self._enqueued.get(labels)
+        counter = self._enqueued.get((event.queue, event.priority, event.processor))
         if counter is None:
-            counter = self._enqueued[labels] = self._metrics["enqueued_total"].labels(*labels)
-            self._metrics["deduplicated_total"].labels(queue=labels[0])
-            self._children(event.queue, event.processor)
+            counter = self._enqueued_counter(event)
         counter.inc(event.accepted)
         if event.duplicates:
-            self._metrics["deduplicated_total"].labels(queue=labels[0]).inc(event.duplicates)
+            self._metrics["deduplicated_total"].labels(self._metrics.queue(event.queue)).inc(event.duplicates)
+
+    def _enqueued_counter(self, event: Enqueued) -> Any:
+        queue, processor = self._metrics.pair(event.queue, event.processor)
+        if (queue, event.priority, processor) not in self._enqueued:
+            self._metrics["deduplicated_total"].labels(self._metrics.queue(event.queue))
+            for priority in PRIORITIES:
+                counter = self._metrics["enqueued_total"].labels(queue, priority, processor)
+                self._enqueued[queue, priority, processor] = counter
+        return self._enqueued[queue, event.priority, processor]
 
     def _on_started(self, event: AttemptStarted) -> None:
         if event.operation.kind != "operation":
@@ -176,28 +245,34 @@ class MetricsListener(Hooks):
         children.wait.observe(event.wait, self._exemplar())
 
     def _on_finished(self, event: AttemptFinished) -> None:
-        if not event.outcome:
-            return
-        if event.operation.kind != "operation":
-            self._callback_time[event.outcome].observe(event.duration, self._exemplar())
-        elif event.outcome != "exhausted":  # the processor was not called
-            self._of(event.operation).duration[event.outcome].observe(event.duration, self._exemplar())
-        if event.error_type:
-            processor = self._processor(event.operation.processor)
-            self._metrics["errors_total"].labels(processor, self._error_type(event.error_type)).inc()
+        operation, outcome = event.operation, event.outcome
+        own = operation.kind == "operation"
+        if outcome in TIMED_OUTCOMES:
+            histogram = self._of(operation).duration[outcome] if own else self._callback_time[outcome]
+            histogram.observe(event.duration, self._exemplar())
+        elif outcome == "abandoned":  # nothing of it will be applied
+            self._abandoned(operation)
+        if event.error_type and outcome:
+            processor, error_type = self._metrics.processor(operation.processor), event.error_type
+            self._metrics["errors_total"].labels(processor, self._metrics.error_type(error_type)).inc()
 
     def _on_applied(self, event: OutcomeApplied) -> None:
+        operation = event.operation
         if event.result == "stale":
-            self._metrics["stale_acks_total"].inc()
-        elif event.operation.kind != "operation":
-            if event.outcome:
-                self._callbacks[event.outcome].inc()
+            if event.reason == "lease_lost":
+                self._metrics["stale_acks_total"].inc()
+            if event.outcome and event.outcome != "exhausted":  # of that one it is the end of an attempt that began
+                self._abandoned(operation)
+        elif event.result in ("rejected", "requeued"):
+            self._on_put_away(event)
+        elif operation.kind != "operation":
+            self._on_callback(event)
         else:
-            children = self._of(event.operation)
+            # A name that stands for nothing comes from whoever can write to Redis: it gets no series of its own.
+            named = event.reason != UNKNOWN_PROCESSOR
+            children = self._of(operation) if named else self._children(operation.queue, OTHER)
             if event.outcome:
                 children.attempts[event.outcome].inc()
-            if event.outcome == "exhausted":
-                self._metrics["thread_pool_exhaustion_total"].inc()
             self._results[event.result](event, children)
 
     def _on_processed(self, event: OutcomeApplied, children: _Children) -> None:
@@ -206,28 +281,43 @@ class MetricsListener(Hooks):
 
     def _on_retried(self, event: OutcomeApplied, children: _Children) -> None:
         children.retried[event.reason].inc()
-        if event.reason == "timeout":
-            children.timeouts["attempt"].inc()
-
-    def _on_rejected(self, event: OutcomeApplied, _: _Children) -> None:
-        self._metrics["rejected_total"].labels(queue=self._queue(event.operation.queue)).inc()
-
-    def _on_requeued(self, event: OutcomeApplied, _: _Children) -> None:
-        self._metrics["requeued_total"].labels(queue=self._queue(event.operation.queue), reason=event.reason).inc()
+        self._on_ended_badly(event, children)
 
     def _on_failed(self, event: OutcomeApplied, children: _Children) -> None:
         children.failed[event.reason].inc()
+        if not event.outcome:
+            children.unattempted.inc()
         children.end_to_end.observe(event.age)
-        if event.reason == "total_timeout":
-            children.timeouts["total"].inc()
-        elif event.reason == "timeout":
-            children.timeouts["attempt"].inc()
+        self._on_ended_badly(event, children)
 
-    def _on_pool_started(self, event: PoolStarted) -> None:
-        self._metrics["thread_pool_wait_seconds"].observe(event.waited, self._exemplar())
+    def _on_ended_badly(self, event: OutcomeApplied, children: _Children) -> None:
+        if event.reason == TOTAL_TIMEOUT:
+            children.timeouts["total"].inc()
+        elif event.reason == TIMEOUT:
+            children.timeouts["attempt"].inc()
+        if event.outcome == "exhausted":
+            self._metrics["thread_pool_exhaustion_total"].inc()
+
+    def _on_callback(self, event: OutcomeApplied) -> None:
+        if event.outcome:
+            self._callbacks[event.outcome].inc()
+        if event.result == "failed":
+            self._callbacks_failed[event.reason].inc()
+
+    def _on_put_away(self, event: OutcomeApplied) -> None:
+        if event.operation.kind == "operation":
+            queue = self._metrics.queue(event.operation.queue)
+            if event.result == "rejected":
+                self._metrics["rejected_total"].labels(queue).inc()
+            else:
+                self._metrics["requeued_total"].labels(queue, event.reason).inc()
+
+    def _abandoned(self, operation: OperationInfo) -> None:
+        own = operation.kind == "operation"
+        (self._of(operation).attempts if own else self._callbacks)["abandoned"].inc()
 
     def _on_task_failed(self, event: WorkerTaskFailed) -> None:
-        self._metrics["worker_task_failures_total"].labels(reason=event.task.partition("-")[0]).inc()
+        self._metrics["worker_task_failures_total"].labels(event.task.partition("-")[0]).inc()
 
     def _on_broker_call(self, event: BrokerCall) -> None:
         histogram = self._redis.get(event.operation)
@@ -236,8 +326,7 @@ class MetricsListener(Hooks):
 
     def _on_breaker(self, event: BreakerChanged) -> None:
         for state in BREAKER_STATES:
-            gauge = self._metrics["circuit_breaker_state"].labels(breaker=event.breaker, state=state)
-            gauge.set(1 if state == event.state else 0)
+            self._metrics["circuit_breaker_state"].labels(event.breaker, state).set(state == event.state)
 
     def _of(self, operation: OperationInfo) -> _Children:
         return self._children(operation.queue, operation.processor)

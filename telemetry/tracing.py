@@ -9,14 +9,17 @@
 | ``callback {name}``, later attempts | internal | none: a new trace | that process span, the previous attempt |
 
 A retry, a delayed or a batched operation starts a trace of its own, so that a trace stays of a size that one can look
-at. No payload and no result is ever put into a span.
+at. The callback of an operation that was given up without an attempt belongs to the enqueue span instead. What a
+processor's own code opens is a child of the process span, in the pool's threads as well.
+
+No payload, no result and no message of an error (it may quote a payload) is ever put into a span: of errors the class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, Token
 from typing import Any, Final
 
 from opentelemetry import context as otel_context
@@ -24,14 +27,28 @@ from opentelemetry import trace
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from queue_system.hooks import AttemptFinished, AttemptStarted, EnqueueStarted, Event, Hooks, OperationInfo
+from queue_system.hooks import (
+    NO_CONTEXT,
+    AttemptFinished,
+    AttemptStarted,
+    EnqueueStarted,
+    Event,
+    Hooks,
+    LeaseLost,
+    OperationInfo,
+    PoolStarted,
+    current_operation,
+)
+from queue_system.operation import KIND_CALLBACK
+from queue_system.version import __version__
 
 SYSTEM: Final = "queue_system"
 LINK_ONLY: Final = "trace-link-only"
 """Header of an operation whose attempts do not continue the producer's trace: it was delayed, or one of a batch."""
 
 _propagator = TraceContextTextMapPropagator()
-_link_only: ContextVar[bool] = ContextVar("queue_system_link_only", default=False)
+_link_only: ContextVar[bool | None] = ContextVar("queue_system_link_only", default=None)
+"""Inside an enqueue call: whether its operations are linked only. None outside."""
 
 
 class TracingListener(Hooks):
@@ -42,11 +59,77 @@ class TracingListener(Hooks):
     """
 
     def __init__(self, provider: trace.TracerProvider | None = None) -> None:
-        self._tracer = trace.get_tracer("queue_system", tracer_provider=provider)
+        self._tracer = trace.get_tracer("queue_system", __version__, tracer_provider=provider)
+        self._running: dict[int, tuple[OperationInfo, Span]] = {}
+        self._own = provider is not None
+        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+            AttemptFinished: self._on_finished,
+            LeaseLost: self._on_lease_lost,
+            PoolStarted: _on_pool_started,
+        }
 
-    @contextmanager
-    def enqueue_context(self, event: EnqueueStarted) -> Iterator[None]:
+    def enqueue_context(self, event: EnqueueStarted) -> AbstractContextManager[None]:
         """See `Hooks`."""
+        return NO_CONTEXT if self._is_off() else _EnqueueSpan(self._tracer, event)
+
+    def attempt_context(self, event: AttemptStarted) -> AbstractContextManager[None]:
+        """See `Hooks`."""
+        return NO_CONTEXT if self._is_off() else _AttemptSpan(self._tracer, event, self._running)
+
+    def _is_off(self) -> bool:
+        """Whether nobody has set up tracing: then not even spans that do nothing are made."""
+        return not self._own and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+    def inject(self, headers: dict[str, str]) -> None:
+        """See `Hooks`."""
+        link_only = _link_only.get()
+        if link_only is None and current_operation.get() is None:
+            return  # what is current here, if anything, is the span in which the worker was started
+        _propagator.inject(headers)
+        if headers and link_only:
+            headers[LINK_ONLY] = "1"
+
+    def on_event(self, event: Event) -> None:
+        """See `Hooks`."""
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event)
+
+    def handler_for(self, event_type: type[Event]) -> Callable[[Any], None] | None:
+        """See `Hooks`."""
+        return self._handlers.get(event_type)
+
+    def _on_finished(self, event: AttemptFinished) -> None:
+        running = self._running.get(id(event.operation))
+        if running is not None:
+            _finish(running[1], event)
+
+    def _on_lease_lost(self, event: LeaseLost) -> None:
+        for operation, span in list(self._running.values()):
+            if operation.operation_id == event.operation_id:
+                span.add_event("lease lost")
+
+
+class _CurrentSpan(AbstractContextManager[None]):
+    """A span that is current inside; cheaper than the API's two generators, and it never takes an error's message."""
+
+    __slots__ = ("_span", "_token")
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+
+    def __enter__(self) -> None:
+        self._token = otel_context.attach(trace.set_span_in_context(self._span))
+
+    def __exit__(self, *details: object) -> None:
+        otel_context.detach(self._token)
+        self._span.end()
+
+
+class _EnqueueSpan(_CurrentSpan):
+    __slots__ = ("_link_only", "_outer")
+
+    def __init__(self, tracer: trace.Tracer, event: EnqueueStarted) -> None:
         attributes: dict[str, Any] = {
             "messaging.system": SYSTEM,
             "messaging.operation.name": "enqueue",
@@ -59,54 +142,56 @@ class TracingListener(Hooks):
             attributes["messaging.message.id"] = event.operation_id
         else:
             attributes["messaging.batch.message_count"] = event.count
-        token = _link_only.set(event.operation_id is None or event.delay > 0)
-        try:
-            with self._tracer.start_as_current_span(
-                f"enqueue {event.queue}", kind=SpanKind.PRODUCER, attributes=attributes, record_exception=False
-            ) as span:
-                try:
-                    yield
-                except Exception as error:
-                    span.set_attribute("error.type", type(error).__name__)
-                    span.set_status(Status(StatusCode.ERROR, type(error).__name__))
-                    raise
-        finally:
-            _link_only.reset(token)
+        self._link_only = event.operation_id is None or event.delay > 0
+        self._outer: Token[bool | None] | None = None
+        super().__init__(tracer.start_span(f"enqueue {event.queue}", kind=SpanKind.PRODUCER, attributes=attributes))
 
-    def attempt_context(self, event: AttemptStarted) -> AbstractContextManager[None]:
-        """See `Hooks`."""
-        return self._attempt_span(event)
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._outer = _link_only.set(self._link_only)
 
-    def inject(self, headers: dict[str, str]) -> None:
-        """See `Hooks`."""
-        _propagator.inject(headers)
-        if headers and _link_only.get():
-            headers[LINK_ONLY] = "1"
+    def __exit__(self, *details: object) -> None:
+        if self._outer is not None:
+            _link_only.reset(self._outer)
+        if isinstance(details[1], Exception):
+            _mark_error(self._span, type(details[1]).__name__)
+        super().__exit__(*details)
 
-    def on_event(self, event: Event) -> None:
-        """See `Hooks`."""
-        if isinstance(event, AttemptFinished):
-            span = trace.get_current_span()
-            if span.is_recording():
-                _finish(span, event)
 
-    @contextmanager
-    def _attempt_span(self, event: AttemptStarted) -> Iterator[None]:
-        operation = event.operation
+class _AttemptSpan(_CurrentSpan):
+    __slots__ = ("_operation", "_running")
+
+    def __init__(
+        self, tracer: trace.Tracer, event: AttemptStarted, running: dict[int, tuple[OperationInfo, Span]]
+    ) -> None:
+        self._operation = operation = event.operation
+        self._running = running
         creation = _span_context(operation.headers)
-        callback = operation.kind == "callback"
-        continues = creation is not None and operation.attempt == 1 and LINK_ONLY not in operation.headers
-        links = [Link(context) for context in _links(operation, creation, as_child=callback and continues)]
-        with self._tracer.start_as_current_span(
-            f"callback {operation.processor}" if callback else f"process {operation.queue}",
-            context=_parent(creation) if continues and creation is not None else otel_context.Context(),
-            kind=SpanKind.INTERNAL if callback else SpanKind.CONSUMER,
-            attributes=_attributes(event),
-            links=links,
-            record_exception=False,  # its message may hold what an entity holds
-            set_status_on_exception=False,
-        ):
-            yield
+        previous = _span_context({"traceparent": operation.previous_trace})
+        callback = operation.kind == KIND_CALLBACK
+        parent = creation
+        if operation.attempt > 1 or previous is not None or LINK_ONLY in operation.headers:
+            parent = None
+        links = [Link(one) for one in (None if callback and parent else creation, previous) if one is not None]
+        super().__init__(
+            tracer.start_span(
+                f"callback {operation.processor}" if callback else f"process {operation.queue}",
+                # Not what is current: that is the span, if any, in which the worker was started.
+                context=otel_context.Context() if parent is None else _continuing(parent),
+                kind=SpanKind.INTERNAL if callback else SpanKind.CONSUMER,
+                attributes=_attributes(event),
+                links=links,
+            )
+        )
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        if self._span.is_recording():
+            self._running[id(self._operation)] = self._operation, self._span
+
+    def __exit__(self, *details: object) -> None:
+        self._running.pop(id(self._operation), None)
+        super().__exit__(*details)
 
 
 def current_ids() -> dict[str, str]:
@@ -141,14 +226,18 @@ def _attributes(event: AttemptStarted) -> dict[str, Any]:
     }
 
 
+def _on_pool_started(event: PoolStarted) -> None:
+    """In the pool's thread, where the process span is current."""
+    trace.get_current_span().set_attribute("queue_system.pool_wait_seconds", round(event.waited, 6))
+
+
 def _finish(span: Span, event: AttemptFinished) -> None:
-    """Outcome, error and events, written while the span is current."""
+    """Outcome, error and events. Never the error's message: it may quote what the entity holds."""
     span.set_attribute("queue_system.outcome", event.outcome or event.next)
     if event.error_type:
-        span.set_attribute("error.type", event.error_type)
-        span.set_status(Status(StatusCode.ERROR, event.error_type))
+        _mark_error(span, event.error_type)
     if event.outcome == "timeout":
-        span.add_event("timeout", {"queue_system.duration_seconds": event.duration})
+        span.add_event("timeout", {"queue_system.duration_seconds": round(event.duration, 6)})
     elif event.outcome == "exhausted":
         span.add_event("pool exhausted")
     if event.next == "retry":
@@ -157,16 +246,11 @@ def _finish(span: Span, event: AttemptFinished) -> None:
         )
     elif event.next == "failed":
         span.add_event("moved to failures", {"queue_system.reason": event.reason})
-    elif event.next == "dropped":
-        span.add_event("lease lost")
 
 
-def _links(operation: OperationInfo, creation: SpanContext | None, *, as_child: bool) -> Iterator[SpanContext]:
-    if creation is not None and not as_child:
-        yield creation
-    previous = _span_context({"traceparent": operation.previous_trace})
-    if previous is not None and operation.attempt > 1:
-        yield previous
+def _mark_error(span: Span, error_type: str) -> None:
+    span.set_attribute("error.type", error_type)
+    span.set_status(Status(StatusCode.ERROR, error_type))
 
 
 def _span_context(headers: dict[str, str]) -> SpanContext | None:
@@ -176,5 +260,5 @@ def _span_context(headers: dict[str, str]) -> SpanContext | None:
     return context if context.is_valid else None
 
 
-def _parent(creation: SpanContext) -> otel_context.Context:
-    return trace.set_span_in_context(trace.NonRecordingSpan(creation), otel_context.Context())
+def _continuing(parent: SpanContext) -> otel_context.Context:
+    return trace.set_span_in_context(trace.NonRecordingSpan(parent), otel_context.Context())

@@ -13,6 +13,7 @@ from queue_system.broker import replies
 from queue_system.broker.messages import (
     MAX_CLAIM,
     REAP_LIMIT,
+    SEARCH_LIMIT,
     Accepted,
     Call,
     Callback,
@@ -24,6 +25,7 @@ from queue_system.broker.messages import (
     ReadyQueue,
     Reaped,
     Status,
+    Whereabouts,
 )
 from queue_system.broker.replies import to_id
 from queue_system.keys import Keys, dedup_digest
@@ -67,8 +69,9 @@ class Commands:
         lease: float,
         registry_version: str,
         retention: float,
+        worker: str = "",
     ) -> Call[Claimed]:
-        """Lease at most so many operations of the given queues, which are in the order of dispatch."""
+        """Lease at most so many operations of the given queues, which are in the order of dispatch, to `worker`."""
         keys = self.keys
         ready = tuple(queue.key for queue in queues)
         return Call(
@@ -92,6 +95,7 @@ class Commands:
                 registry_version,
                 "".join(queue.kind for queue in queues),
                 _ms(retention),
+                worker,
             ],
             lambda reply: replies.claimed(reply, ready, keys.ready),
             idempotent=False,
@@ -190,13 +194,13 @@ class Commands:
             bool,
         )
 
-    def release(self, operation_id: str, token: int, *, delay: float = 0.0) -> Call[bool]:
+    def release(self, operation_id: str, token: int, *, delay: float = 0.0, reason: str = "released") -> Call[bool]:
         """Give an operation back without burning an attempt; false when the token is stale."""
         keys = self.keys
         return Call(
             "release",
             (keys.leases, keys.delayed, keys.registry),
-            [keys.prefix, to_id(operation_id), token, _ms(delay)],
+            [keys.prefix, to_id(operation_id), token, reason, _ms(delay)],
             bool,
         )
 
@@ -296,6 +300,16 @@ class Commands:
             ),
             [keys.prefix],
             replies.depth,
+        )
+
+    def explain(self, operation_id: str, *, alive_within: float = 30.0) -> Call[Whereabouts]:
+        """Where an operation is, what is before it, and who could take it, in one instant."""
+        keys = self.keys
+        return Call(
+            "explain",
+            (keys.registry, keys.delayed, keys.leases, keys.workers),
+            [keys.prefix, to_id(operation_id), _ms(alive_within), SEARCH_LIMIT],
+            replies.whereabouts,
         )
 
     def heartbeat(self, worker: str, *, expiry: float, fields: dict[str, str]) -> Call[float]:

@@ -14,6 +14,7 @@ MAX_CLAIM: Final = 400
 MAX_COMPLETE: Final = 300
 MAX_RENEW: Final = 500
 REAP_LIMIT: Final = 100
+SEARCH_LIMIT: Final = 50_000  # ids among which the place of an operation is looked for: 1 ms of Redis, or less
 
 # The kinds of a queue's processors, as the scripts know them.
 KIND_ASYNC: Final = "a"
@@ -138,6 +139,42 @@ class Status:
     system_errors: int
     metrics: dict[str, str]
     workers: list[tuple[str, int, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """A live worker at its last heartbeat. `queues` are the only ones that it serves; None for all."""
+
+    worker_id: str
+    threads: int
+    threads_active: int
+    tasks: int
+    tasks_busy: int
+    queues: frozenset[str] | None
+    claims: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where an operation is. Times in seconds, clock of Redis; None where there is none.
+
+    `key_type` is that of its key: ``hash``, ``none``, or what should not be there. `fields` are those of its hash,
+    as ``common.lua`` lists them. `position` counts from 0, and is None where it was not found among the first
+    `SEARCH_LIMIT` of the `length` ids of its list. `higher` has the queues of higher priority that are not empty:
+    (name, kind, length). `worker_seen` is the last heartbeat of the worker of the last claim.
+    """
+
+    now: float
+    key_type: str
+    fields: dict[str, bytes]
+    kind: str
+    position: int | None
+    length: int
+    due: float | None
+    lease_until: float | None
+    worker_seen: float | None
+    higher: list[tuple[str, str, int]]
+    workers: list[WorkerRow]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,15 @@ from queue_system.broker.messages import (
     FailureRow,
     ReadyQueue,
     Status,
+    Whereabouts,
+    WorkerRow,
 )
 from queue_system.errors import BrokerReplyError
 
 _OPERATION_VALUES = 12
 _FAILURE_VALUES = 8
 _DEPTH_VALUES = 6
+_WORKER_VALUES = 7
 
 
 def claimed(reply: Any, ready: tuple[str, ...], ready_key: Callable[[str, str], str]) -> Claimed:
@@ -134,6 +137,43 @@ def depth(reply: Any) -> DepthReply:
         counts = int(ready), int(delayed_there), int(leased_there), int(failed)
         queues.append(DepthRow(queue, priority, *counts, oldest_age=int(age) / 1000))
     return DepthReply(queues, int(delayed), int(leased), int(failures), int(system_errors), _texts(metrics))
+
+
+def whereabouts(reply: Any) -> Whereabouts:
+    """The reply of explain."""
+    now, key_type, fields, kind, position, length, due, lease_until, seen, higher, workers = reply
+    return Whereabouts(
+        now=int(now) / 1000,
+        key_type=text(key_type),
+        fields={text(name): as_bytes(value) for name, value in zip(fields[::2], fields[1::2], strict=True)},
+        kind=text(kind),
+        position=None if int(position) < 0 else int(position),
+        length=int(length),
+        due=_time(due),
+        lease_until=_time(lease_until),
+        worker_seen=_time(seen),
+        higher=[
+            (text(queue), text(its_kind), int(waiting))
+            for queue, its_kind, waiting in zip(higher[::3], higher[1::3], higher[2::3], strict=True)
+        ],
+        workers=[
+            _worker(list(map(text, workers[start : start + _WORKER_VALUES])))
+            for start in range(0, len(workers), _WORKER_VALUES)
+        ],
+    )
+
+
+def _time(milliseconds: Any) -> float | None:
+    value = float(milliseconds)
+    return None if value < 0 else value / 1000
+
+
+def _worker(values: Sequence[str]) -> WorkerRow:
+    worker_id, *counts, queues, claims = values
+    threads, active, tasks, busy = (int(count or 0) for count in counts)
+    return WorkerRow(
+        worker_id, threads, active, tasks, busy, frozenset(queues.split(",")) if queues else None, claims != "0"
+    )
 
 
 def _texts(flat: Any) -> dict[str, str]:

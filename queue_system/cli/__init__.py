@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from queue_system import __version__
-from queue_system.cli import enqueue, exits, failures, logs, status, worker
+from queue_system.cli import enqueue, exits, explain, failures, logs, status, worker
 from queue_system.cli.options import RedisUrl
 from queue_system.cli.terminal import PROGRAM, print_error
 from queue_system.errors import QueueError
@@ -35,6 +35,7 @@ app = typer.Typer(
 app.command(epilog=exits.EPILOG)(worker.worker)
 app.command(epilog=exits.EPILOG)(enqueue.enqueue)
 app.command(epilog=exits.EPILOG)(status.status)
+app.command(epilog=exits.EPILOG)(explain.explain)
 app.add_typer(failures.app)
 
 # typer has click inside since 0.2x and beside it before: this is the class of usage errors in both.

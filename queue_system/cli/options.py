@@ -20,6 +20,15 @@ Prefix: TypeAlias = Annotated[
     typer.Option("--prefix", metavar="TEXT", help="In front of every key (default: queue:)", show_default=False),
 ]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts")]
+TraceUrl: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--trace-url",
+        metavar="URL",
+        help="Show traces as links, e.g. http://localhost:16686/trace/{trace_id}",
+        show_default=False,
+    ),
+]
 SystemErrors: TypeAlias = Annotated[
     bool, typer.Option("--system-errors", help="What no worker could understand or was allowed to run, instead")
 ]

@@ -76,6 +76,40 @@ def worker(
         str | None,
         typer.Option(metavar="LEVEL", help="debug, info, warning or error (default: info)", show_default=False),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PORT",
+            help="Serve /metrics, /livez and /readyz; 0 for a free port (default: do not)",
+            show_default=False,
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Where to serve them (default: 127.0.0.1)", show_default=False),
+    ] = None,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Send spans there (default: OTEL_EXPORTER_OTLP_ENDPOINT, or not)", show_default=False
+        ),
+    ] = None,
+    otlp_protocol: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="http/protobuf or grpc (default: http/protobuf)", show_default=False),
+    ] = None,
+    trace_sample_ratio: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATIO", help="Share of the traces to keep, 0 to 1; retries always (default: 1)", show_default=False
+        ),
+    ] = None,
+    service_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Of the spans (default: OTEL_SERVICE_NAME, or queue-system)", show_default=False
+        ),
+    ] = None,
     wait_for_redis: Annotated[
         float,
         typer.Option(min=0, metavar="SECONDS", help="Try to connect for so long at the start", show_default=False),
@@ -100,6 +134,12 @@ def worker(
         queues=queues,
         log_format=log_format,
         log_level=log_level,
+        metrics_port=metrics_port,
+        metrics_host=metrics_host,
+        otlp_endpoint=otlp_endpoint,
+        otlp_protocol=otlp_protocol,
+        trace_sample_ratio=trace_sample_ratio,
+        service_name=service_name,
     )
     import_modules(modules)
     logs.configure(settings)
@@ -114,7 +154,7 @@ def worker(
             grace=settings.grace,
         )
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(queue_worker, wait_for_redis))
+            runner.run(_serve(queue_worker, settings, wait_for_redis))
 
 
 def import_modules(modules: Sequence[str]) -> None:
@@ -160,19 +200,20 @@ class StopSignals:
             os._exit(128 + number)
 
 
-async def _serve(worker: QueueWorker, wait_for_redis: float) -> None:
+async def _serve(worker: QueueWorker, settings: Settings, wait_for_redis: float) -> None:
     """Start the worker, wait for a signal, drain it."""
     signals = StopSignals()
     signals.install()
-    await _start(worker, signals.asked, wait_for_redis)
-    if worker.state == "running":
-        known = len(default_registry.names())
-        processors = f"{known} processor{'' if known == 1 else 's'}"
-        _say(f"worker {worker.worker_id} ready: {worker.config.clients.address}, {processors}")
-        await signals.asked.wait()
-        began = time.monotonic()
-        await worker.stop()
-        _say(f"worker {worker.worker_id} drained in {time.monotonic() - began:.1f} s")
+    with logs.observed(worker, settings) as observed:
+        await _start(worker, signals.asked, wait_for_redis)
+        if worker.state == "running":
+            known = len(default_registry.names())
+            processors = f"{known} processor{'' if known == 1 else 's'}"
+            _say(f"worker {worker.worker_id} ready: {worker.config.clients.address}, {processors}{observed}")
+            await signals.asked.wait()
+            began = time.monotonic()
+            await worker.stop()
+            _say(f"worker {worker.worker_id} drained in {time.monotonic() - began:.1f} s")
     _limit_exit()
 
 

@@ -6,10 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import Token
+from types import TracebackType
 from typing import Any, Final
 
 from queue_system.errors import ConfigurationError, DecodeError
-from queue_system.hooks import AttemptFinished, AttemptStarted, Hooks, OperationInfo
+from queue_system.hooks import AttemptFinished, AttemptStarted, Hooks, OperationInfo, current_operation
 from queue_system.operation import KIND_OPERATION, Operation
 from queue_system.outcome import (
     ErrorInfo,
@@ -33,11 +35,13 @@ _NEXT: Final = {Success: "done", Retry: "retry", Failure: "failed", Requeue: "re
 
 
 class Attempt:
-    """One attempt. `task` runs an async processor; `cancelled_for` says why it was cancelled from outside."""
+    """One attempt. `task` runs an async processor; `cancelled_for` says why it was cancelled from outside; `called`
+    is true once the processor was called.
+    """  # noqa: D205
 
     __slots__ = (
-        "cancelled_for", "cause", "claim", "error", "info", "item", "retry", "started", "started_at", "submitted",
-        "task", "wait",
+        "called", "cancelled_for", "cause", "claim", "error", "info", "item", "retry", "started", "started_at",
+        "submitted", "task", "wait",
     )  # fmt: skip
 
     def __init__(self, item: Operation, claim: Claim | None, info: OperationInfo, now: float) -> None:
@@ -51,9 +55,11 @@ class Attempt:
         self.task: asyncio.Task[Any] | None = None
         self.cancelled_for = ""
         self.begin(now)
+        self.called = False
 
     def begin(self, now: float) -> None:
         """The processor is called now; `now` is on the clock of Redis."""
+        self.called = True
         self.started = time.monotonic()
         self.started_at = now
         self.wait = max(0.0, now - self.item.get("ready_at", now))
@@ -62,6 +68,10 @@ class Attempt:
     def key(self) -> tuple[str, int]:
         """Id and fencing token: the same operation may, after a lost lease, be here twice."""
         return self.item["operation_id"], self.item.get("token", 0)
+
+    def within(self, hooks: Hooks) -> Within:
+        """Surrounds the attempt and the decision about it: what happens inside is known to belong to it."""
+        return Within(self, hooks)
 
     @property
     def started_event(self) -> AttemptStarted:
@@ -72,6 +82,28 @@ class Attempt:
     def number(self) -> int:
         """1 for the first attempt."""
         return self.item.get("attempts", 0) + 1
+
+
+class Within:
+    """See `Attempt.within`. A class, because a generator would cost three times as much."""
+
+    __slots__ = ("_context", "_info", "_token")
+
+    def __init__(self, attempt: Attempt, hooks: Hooks) -> None:
+        self._info = attempt.info
+        self._context = hooks.attempt_context(attempt.started_event)
+        self._token: Token[OperationInfo | None] | None = None
+
+    def __enter__(self) -> None:
+        self._token = current_operation.set(self._info)
+        self._context.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._context.__exit__(kind, error, trace)
+        if self._token is not None:
+            current_operation.reset(self._token)
 
 
 class Attempts:
@@ -148,6 +180,9 @@ class Attempts:
 
     def finish(self, attempt: Attempt, outcome: Outcome) -> bool:
         """Send the outcome on its way; true when the operation ended well."""
+        if attempt.claim is not None and attempt.claim.settled:  # given back by a stop that would not wait any longer
+            self.drop(attempt)
+            return False
         ended = self._clock()
         self._tell(attempt, outcome)
         headers: dict[str, str] = {}
@@ -159,16 +194,26 @@ class Attempts:
             attempt.info,
             record=self._record(attempt, outcome, ended, headers),
             trace=headers.get("traceparent", ""),
-            callback=callback_for(attempt.item, outcome, headers, max_bytes=self._max_bytes, max_depth=self._max_depth),
+            callback=callback_for(
+                attempt.item,
+                outcome,
+                headers or attempt.info.headers,  # without an attempt's span it belongs to the producer's
+                max_bytes=self._max_bytes,
+                max_depth=self._max_depth,
+            ),
             age=max(0.0, ended - attempt.item.get("accepted_at", ended)),
         )
         if attempt.claim is not None:
-            if attempt.claim.settled:  # given back by a stop that would not wait any longer
-                return False
             attempt.claim.settled = True
         self._outbox.put(settlement)
         self._on_outcome()
         return isinstance(outcome, Success)
+
+    def drop(self, attempt: Attempt) -> None:
+        """The attempt is over, and its end is nobody's concern any more: the operation has another owner."""
+        self._hooks.on_event(
+            AttemptFinished(attempt.info, _abandoned(attempt), time.monotonic() - attempt.started, "dropped")
+        )
 
     def release(self, claim: Claim, reason: str, *, delay: float = 0.0) -> None:
         """Give back a claim of which there is no account, without burning an attempt."""
@@ -210,7 +255,7 @@ class Attempts:
         self._hooks.on_event(
             AttemptFinished(
                 attempt.info,
-                attempt_outcome(outcome),
+                _abandoned(attempt) if isinstance(outcome, Requeue) else attempt_outcome(outcome),
                 time.monotonic() - attempt.started,
                 _NEXT[type(outcome)],
                 outcome.delay if isinstance(outcome, Retry | Requeue) else 0.0,
@@ -233,6 +278,10 @@ class Attempts:
             error=outcome.error,  # type: ignore[union-attr]  # a Retry or a Failure
             headers=headers,
         )
+
+
+def _abandoned(attempt: Attempt) -> str:
+    return "abandoned" if attempt.called else ""
 
 
 def _retry_of(item: Operation) -> QueueRetryConfig:

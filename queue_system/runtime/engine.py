@@ -15,6 +15,8 @@ from queue_system.broker.messages import Delivery
 from queue_system.errors import BrokerUnavailableError, QueueError
 from queue_system.hooks import BrokerError, Health, Hooks, LeaseLost, WorkerStats, WorkerTaskFailed
 from queue_system.runtime.attempts import Attempt, Attempts
+from queue_system.runtime.calling import cancel_late
+from queue_system.runtime.deadlines import Deadlines
 from queue_system.runtime.fetch import MAX_BLOCK, Fetcher
 from queue_system.runtime.finish import Outbox
 from queue_system.runtime.health import Signs, judge
@@ -153,6 +155,7 @@ class Engine:
             on_quarantine=self._quarantine,
             hooks=hooks,
         )
+        self.deadlines: Deadlines[Attempt] = Deadlines(cancel_late)
         self._service_loops = self._supervised(
             ("beat", self._beat),
             ("fetch", self.fetcher.run),

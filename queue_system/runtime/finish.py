@@ -204,7 +204,8 @@ def attempt_outcome(outcome: Outcome) -> str:
 def _applied(one: Settlement, *, applied: bool) -> OutcomeApplied:
     outcome = one.outcome
     if not applied:
-        return OutcomeApplied(one.info, "stale", age=one.age)
+        reason = "sent_again" if one.again else "released" if isinstance(outcome, Requeue) else "lease_lost"
+        return OutcomeApplied(one.info, "stale", attempt_outcome(outcome), reason, age=one.age)
     if isinstance(outcome, Success):
         return OutcomeApplied(one.info, "processed", "success", age=one.age)
     error_type = "" if isinstance(outcome, Requeue) else outcome.error.type

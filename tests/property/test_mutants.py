@@ -12,5 +12,6 @@ from mutants import MUTANTS, Mutant
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
 def test_a_mutant_is_killed(client, mutant: Mutant):
+    scripts = mutant.scripts()
     with pytest.raises(AssertionError):
-        Bench(client, mutant.scripts()).run(SHORT_STEPS, shrink=False)
+        Bench(client, scripts).run(SHORT_STEPS, shrink=False)

@@ -126,7 +126,7 @@ def test_settings_are_taken_from_a_client_for_both_sides(client, address, async_
         assert (connection.socket_timeout, connection.socket_connect_timeout) == (1.5, 1.5)
         assert connection.retry._retries == 0
         assert connection.encoder.decode_responses is False
-    assert type(connection) is async_class
+    assert isinstance(connection, async_class)
 
 
 def test_a_client_of_its_own_is_made():

@@ -8,6 +8,7 @@ from queue_system.broker.commands import Commands
 from queue_system.broker.messages import (
     MAX_CLAIM,
     REAP_LIMIT,
+    SEARCH_LIMIT,
     Accepted,
     Callback,
     Completion,
@@ -46,7 +47,12 @@ FAIL = {
 
 def claim(*, registry_version="7", **slots):
     return C.claim(
-        QUEUES, **{"async_slots": 2, "sync_slots": 1} | slots, lease=10, registry_version=registry_version, retention=60
+        QUEUES,
+        **{"async_slots": 2, "sync_slots": 1} | slots,
+        lease=10,
+        registry_version=registry_version,
+        retention=60,
+        worker="w",
     )
 
 
@@ -60,8 +66,11 @@ CALLS = {
         ),
         ["high:mail", "a", b"1", 0, "", 0, b"one", b"2", 1500, dedup_digest("k"), 60000, b"two"],
     ),
-    "claim": (claim(), [2, 1, 10000, "7", "sm", 60000]),
-    "claim, bounded": (claim(async_slots=10**6, sync_slots=10**6), [MAX_CLAIM, MAX_CLAIM, 10000, "7", "sm", 60000]),
+    "claim": (claim(), [2, 1, 10000, "7", "sm", 60000, "w"]),
+    "claim, bounded": (
+        claim(async_slots=10**6, sync_slots=10**6),
+        [MAX_CLAIM, MAX_CLAIM, 10000, "7", "sm", 60000, "w"],
+    ),
     "renew": (C.renew([("1", 3), ("2", 4)], 10), [10000, b"1", 3, b"2", 4]),
     "complete": (
         C.complete([Completion("1", 3, "o", CALLBACK), Completion("2", 4, "c")], done_ttl=2, again=True),
@@ -76,7 +85,7 @@ CALLS = {
         C.fail("1", 3, system_error=True, **FAIL | {"attempted": False, "callback": None, "again": False}),
         [b"1", 3, "system_error", 0, "failed", b"e", b"r", 60000, "", "", "", 0],
     ),
-    "release": (C.release("1", 3, delay=2.5), [b"1", 3, 2500]),
+    "release": (C.release("1", 3, delay=2.5, reason="why"), [b"1", 3, "why", 2500]),
     "reap": (
         C.reap(max_crashes=3, interval=2, lease=10, retention=60),
         [3, 2000, 10000, 60000, REAP_LIMIT],
@@ -91,6 +100,7 @@ CALLS = {
     "failures, system error": (C.failures(operation_id="1", system_errors=True), [0, 50, b"1"]),
     "status": (C.status(), [30000]),
     "depth": (C.depth(), []),
+    "explain": (C.explain("1"), [b"1", 30000, SEARCH_LIMIT]),
     "heartbeat": (C.heartbeat("w", expiry=30, fields={"threads": "4"}), ["w", 30000, "threads", "4"]),
 }
 SCRIPTS = pytest.mark.parametrize(

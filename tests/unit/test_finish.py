@@ -117,7 +117,7 @@ def test_a_failure_without_an_attempt_adds_none(box):
 
 @pytest.mark.parametrize("delay", [0.0, 3.0])
 def test_what_is_given_back_goes_to_the_head_or_waits(box, delay):
-    assert box.call(Requeue(delay, "released")).args[1:] == [b"1", 7, int(1000 * delay)]
+    assert box.call(Requeue(delay, "released")).args[1:] == [b"1", 7, "released", int(1000 * delay)]
 
 
 COUNTED = [
@@ -206,7 +206,7 @@ def test_what_was_applied_is_told_and_its_lease_is_over(box):
     part = [settlement(Success(), "a"), settlement(Success(), "b")]
     box.outbox.settle(part, [True, False])
     assert box.settled == [("a", 7), ("b", 7)]
-    assert box.told() == [("processed", "success", ""), ("stale", "", "")]
+    assert box.told() == [("processed", "success", ""), ("stale", "success", "lease_lost")]
     assert box.hooks.of(OutcomeApplied)[0].operation.operation_id == "a"
     assert box.hooks.of(OutcomeApplied)[0].age == 1.5
 
@@ -229,9 +229,18 @@ def test_each_outcome_is_told_with_its_reason(box, outcome, told):
     assert event.error_type == ("" if isinstance(outcome, Requeue) else "ValueError")
 
 
-def test_a_stale_outcome_is_told_as_such(box):
-    box.outbox.settle([settlement(Failure(ERROR, ERR, ERROR))], False)  # noqa: FBT003  a reply
-    assert box.told() == [("stale", "", "")]
+@pytest.mark.parametrize(
+    ("outcome", "again", "told"),
+    [
+        (Failure(ERROR, ERR, ERROR), False, ("stale", "error", "lease_lost")),
+        (Failure(CRASHED, ERR, CRASHED, attempted=False), False, ("stale", "", "lease_lost")),
+        (Retry(1, TIMEOUT, ERR), True, ("stale", "timeout", "sent_again")),
+        (Requeue(3, "shutdown"), False, ("stale", "", "released")),
+    ],
+)
+def test_a_stale_outcome_is_told_as_such(box, outcome, again, told):
+    box.outbox.settle([settlement(outcome, again=again)], False)  # noqa: FBT003  a reply
+    assert box.told() == [told]
     assert box.settled == [("1", 7)]
 
 

@@ -7,6 +7,7 @@
 --   tk fencing token          dc deliveries          at attempts that ended   cr crashes   ex exhaustions
 --   dk dedup digest           err last error (JSON)              hist attempts (JSON lines)
 --   tp trace of the last attempt (traceparent)
+--   w  last claim: "{milliseconds} {worker}"     pb last put back with a delay: "{deliveries by then} {reason}"
 
 local function now_ms()
   local t = redis.call('TIME')

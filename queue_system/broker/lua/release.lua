@@ -1,15 +1,15 @@
 -- Gives an operation back without burning an attempt: to the head of its queue, or after a delay.
 -- KEYS  1 leases  2 delayed  3 registry
--- ARGV  1 prefix  2 id  3 token  4 delay (ms, 0: at once)
+-- ARGV  1 prefix  2 id  3 token  4 reason  5 delay (ms, 0: at once)
 -- Reply 1 released | 0 stale
-local prefix, id, delay = ARGV[1], ARGV[2], tonumber(ARGV[4])
+local prefix, id, delay = ARGV[1], ARGV[2], tonumber(ARGV[5])
 local queue = holds(prefix, id, ARGV[3])
 if not queue then return 0 end
 local key = op_key(prefix, id)
 redis.call('ZREM', KEYS[1], id)
 depth(prefix, 'l', queue, -1)
 if delay > 0 then
-  redis.call('HSET', key, 'st', 'delayed')
+  redis.call('HSET', key, 'st', 'delayed', 'pb', (redis.call('HGET', key, 'dc') or 0) .. ' ' .. ARGV[4])
   redis.call('ZADD', KEYS[2], now_ms() + delay, id)
   depth(prefix, 'd', queue, 1)
 else
