@@ -127,7 +127,8 @@ def show(results: dict[str, list[dict[str, float]]], machine: str, *, as_json: b
             one = figures[name]
             print(
                 f"{name:<10} {one['per_second']:8,.0f} {one['relative']:8.2f} {one['microseconds']:6.0f} "
-                f"{one['growth_mb']:+6.1f} MB {one['exported']:9,.0f} {one['dropped']:8,.0f} {one['shutdown_seconds']:4.1f} s  {what}"
+                f"{one['growth_mb']:+6.1f} MB {one['exported']:9,.0f} {one['dropped']:8,.0f} "
+                f"{one['shutdown_seconds']:4.1f} s  {what}"
             )
     good = all(
         one["relative"] >= 1 - ALLOWED_LOSS and one["growth_mb"] <= ALLOWED_GROWTH and one["unaccounted"] == 0
