@@ -15,7 +15,10 @@ from queue_system.broker.sync import SyncBroker
 from queue_system.broker.translate import CLIENT_ERRORS, translate
 from queue_system.checks import check_count, check_seconds
 from queue_system.errors import BrokerUnavailableError, ConfigurationError
-from queue_system.hooks import BreakerChanged, HookChain, Hooks
+from queue_system.events import (
+    BreakerChanged,
+)
+from queue_system.hooks import HookChain, Hooks
 from queue_system.imports import ImportPolicy
 from queue_system.keys import Keys, check_priority, check_queue_name
 from queue_system.log import get_logger

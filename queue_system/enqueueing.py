@@ -25,7 +25,11 @@ from queue_system.broker.messages import (
 from queue_system.checks import check_seconds
 from queue_system.config import QueueConfig
 from queue_system.errors import InvalidOperationError, QueueError
-from queue_system.hooks import Enqueued, EnqueueFailed, EnqueueStarted
+from queue_system.events import (
+    Enqueued,
+    EnqueueFailed,
+    EnqueueStarted,
+)
 from queue_system.keys import CALLBACK_QUEUE, check_priority, check_queue_name
 from queue_system.operation import WIRE_VERSION, encode_entity, encode_operation
 from queue_system.registry import Processor, reference_of

@@ -7,7 +7,10 @@ from typing import Final
 
 from queue_system.broker.sync import SyncBroker
 from queue_system.config import QueueConfig
-from queue_system.hooks import Depth, QueueDepth
+from queue_system.events import (
+    Depth,
+    QueueDepth,
+)
 from queue_system.summary import unaccounted_from
 
 READ_TIMEOUT: Final = 2.0
@@ -15,7 +18,7 @@ READ_TIMEOUT: Final = 2.0
 
 
 class QueueReader:
-    """The `hooks.QueueView` of a configuration.
+    """The `events.QueueView` of a configuration.
 
     Args:
         config: whose queue.
@@ -30,7 +33,7 @@ class QueueReader:
         self._lock = threading.Lock()
 
     def depth(self) -> Depth:
-        """See `hooks.QueueView`."""
+        """See `events.QueueView`."""
         with self._lock:
             if self._broker is None:
                 self._broker = self._config.new_sync_broker(timeout=self._timeout)

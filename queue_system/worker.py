@@ -35,7 +35,7 @@ from queue_system.errors import (
     UnresolvableFunctionError,
     WorkerStateError,
 )
-from queue_system.hooks import (
+from queue_system.events import (
     Health,
     PoolExhausted,
     PoolStarted,

@@ -10,7 +10,12 @@ from typing import Any, Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from queue_system.errors import QueueError
-from queue_system.hooks import Depth, QueueView, WorkerStats, WorkerView
+from queue_system.events import (
+    Depth,
+    QueueView,
+    WorkerStats,
+    WorkerView,
+)
 from queue_system.keys import PRIORITIES
 from telemetry.catalogue import CATALOGUE, TELEMETRY
 from telemetry.export import SpanCounts

@@ -15,7 +15,11 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 import queue_system.version
 from queue_system.errors import ConfigurationError
-from queue_system.hooks import Hooks, QueueView, WorkerView
+from queue_system.events import (
+    QueueView,
+    WorkerView,
+)
+from queue_system.hooks import Hooks
 from queue_system.log import get_logger
 from telemetry.collector import QueueCollector, TelemetryCollector, WorkerCollector
 from telemetry.export import SHUTDOWN_LIMIT, SpanPipeline, application_has_provider, otlp_exporter

@@ -55,14 +55,13 @@ from typing import Any, Final, TextIO
 import structlog
 
 from queue_system.errors import ConfigurationError
-from queue_system.hooks import (
+from queue_system.events import (
     AttemptStarted,
     BreakerChanged,
     BrokerError,
     Enqueued,
     EnqueueFailed,
     Event,
-    Hooks,
     LeaseLost,
     OperationInfo,
     OutcomeApplied,
@@ -72,6 +71,7 @@ from queue_system.hooks import (
     WorkerTaskFailed,
     current_operation,
 )
+from queue_system.hooks import Hooks
 from queue_system.log import indented, one_line
 from queue_system.operation import KIND_CALLBACK, KIND_OPERATION
 from telemetry.tracing import current_ids

@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, TypeVar
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client import disable_created_metrics as _disable_created_metrics
 
-from queue_system.hooks import (
+from queue_system.events import (
     AttemptFinished,
     AttemptStarted,
     BreakerChanged,
@@ -24,7 +24,6 @@ from queue_system.hooks import (
     BrokerError,
     Enqueued,
     Event,
-    Hooks,
     LeaseLost,
     OperationInfo,
     OutcomeApplied,
@@ -34,6 +33,7 @@ from queue_system.hooks import (
     WorkerTaskFailed,
     WorkerView,
 )
+from queue_system.hooks import Hooks
 from queue_system.keys import PRIORITIES
 from queue_system.outcome import (
     CANCELLED,

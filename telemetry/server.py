@@ -17,7 +17,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
 
 from queue_system.errors import ConfigurationError
-from queue_system.hooks import Health
+from queue_system.events import (
+    Health,
+)
 
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 

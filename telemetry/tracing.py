@@ -27,18 +27,17 @@ from opentelemetry import trace
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from queue_system.hooks import (
-    NO_CONTEXT,
+from queue_system.events import (
     AttemptFinished,
     AttemptStarted,
     EnqueueStarted,
     Event,
-    Hooks,
     LeaseLost,
     OperationInfo,
     PoolStarted,
     current_operation,
 )
+from queue_system.hooks import NO_CONTEXT, Hooks
 from queue_system.operation import KIND_CALLBACK
 from queue_system.version import __version__
 

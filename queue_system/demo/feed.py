@@ -8,7 +8,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from queue_system.demo.files import PRIORITIES
-from queue_system.hooks import BrokerError, Event, Hooks, OutcomeApplied, WorkerTaskFailed
+from queue_system.events import (
+    BrokerError,
+    Event,
+    OutcomeApplied,
+    WorkerTaskFailed,
+)
+from queue_system.hooks import Hooks
 
 KINDS: Final = {False: "sync", True: "async"}
 

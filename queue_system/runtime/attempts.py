@@ -11,7 +11,13 @@ from types import TracebackType
 from typing import Any, Final
 
 from queue_system.errors import ConfigurationError, DecodeError
-from queue_system.hooks import AttemptFinished, AttemptStarted, Hooks, OperationInfo, current_operation
+from queue_system.events import (
+    AttemptFinished,
+    AttemptStarted,
+    OperationInfo,
+    current_operation,
+)
+from queue_system.hooks import Hooks
 from queue_system.operation import KIND_OPERATION, Operation
 from queue_system.outcome import (
     ErrorInfo,

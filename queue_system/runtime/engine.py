@@ -13,7 +13,14 @@ from queue_system.broker.aio import AsyncBroker
 from queue_system.broker.commands import Commands
 from queue_system.broker.messages import Delivery
 from queue_system.errors import BrokerUnavailableError, QueueError
-from queue_system.hooks import BrokerError, Health, Hooks, LeaseLost, WorkerStats, WorkerTaskFailed
+from queue_system.events import (
+    BrokerError,
+    Health,
+    LeaseLost,
+    WorkerStats,
+    WorkerTaskFailed,
+)
+from queue_system.hooks import Hooks
 from queue_system.runtime.attempts import Attempt, Attempts
 from queue_system.runtime.calling import cancel_late
 from queue_system.runtime.deadlines import Deadlines

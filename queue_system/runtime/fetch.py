@@ -16,7 +16,11 @@ from queue_system.broker.aio import AsyncBroker
 from queue_system.broker.commands import Commands
 from queue_system.broker.messages import Call, Claimed, Delivery, ReadyQueue
 from queue_system.errors import BrokerUnavailableError, QueueError
-from queue_system.hooks import BrokerCall, BrokerError, Hooks
+from queue_system.events import (
+    BrokerCall,
+    BrokerError,
+)
+from queue_system.hooks import Hooks
 from queue_system.keys import PRIORITIES
 from queue_system.runtime.finish import Outbox, Settlement
 from queue_system.utils import CircuitBreaker

@@ -12,7 +12,11 @@ import msgspec
 from queue_system.broker.commands import Commands
 from queue_system.broker.messages import MAX_COMPLETE, Call, Callback, Completion
 from queue_system.errors import BrokerUnavailableError, QueueError
-from queue_system.hooks import Hooks, OperationInfo, OutcomeApplied
+from queue_system.events import (
+    OperationInfo,
+    OutcomeApplied,
+)
+from queue_system.hooks import Hooks
 from queue_system.operation import KIND_CALLBACK
 from queue_system.outcome import (
     CANCELLED,

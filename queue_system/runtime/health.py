@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from queue_system.hooks import Health
+from queue_system.events import (
+    Health,
+)
 
 LOOP_LIMIT: Final = 10.0
 """Seconds that the event loop may be blocked before the worker counts as not alive."""

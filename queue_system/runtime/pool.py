@@ -24,7 +24,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from queue_system.errors import ThreadPoolExhaustedError
-from queue_system.hooks import PoolStats
+from queue_system.events import (
+    PoolStats,
+)
 from queue_system.runtime.account import BusyAccount
 
 ROOM_FACTOR: Final = 3

@@ -9,7 +9,10 @@ from queue_system.broker.aio import AsyncBroker
 from queue_system.broker.commands import Commands
 from queue_system.broker.messages import REAP_LIMIT, Delivery
 from queue_system.errors import BrokerUnavailableError
-from queue_system.hooks import Hooks, Reclaimed
+from queue_system.events import (
+    Reclaimed,
+)
+from queue_system.hooks import Hooks
 
 
 class Reaper:

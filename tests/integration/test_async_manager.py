@@ -12,7 +12,10 @@ import pytest_asyncio
 from scaffold import add, add_callbacks, named, stored
 
 from queue_system import AsyncQueueManager, QueueManager, QueueRetryConfig
-from queue_system.hooks import EnqueueFailed, Hooks
+from queue_system.events import (
+    EnqueueFailed,
+)
+from queue_system.hooks import Hooks
 from support import running, until, until_metrics
 
 

@@ -13,7 +13,13 @@ from prometheus_client import CollectorRegistry
 
 import telemetry
 from queue_system import QueueConfig, QueueManager, QueueRetryConfig
-from queue_system.hooks import AttemptFinished, AttemptStarted, Enqueued, OperationInfo, OutcomeApplied
+from queue_system.events import (
+    AttemptFinished,
+    AttemptStarted,
+    Enqueued,
+    OperationInfo,
+    OutcomeApplied,
+)
 from queue_system.log import get_logger
 from support import running, until, until_metrics
 from telemetry.catalogue import CATALOGUE

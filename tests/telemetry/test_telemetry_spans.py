@@ -419,7 +419,9 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from queue_system.hooks import EnqueueStarted
+from queue_system.events import (
+    EnqueueStarted,
+)
 
 arguments, own = json.loads(sys.argv[1])
 listener = telemetry.TracingListener()  # as of a configuration that is made before

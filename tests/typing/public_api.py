@@ -18,7 +18,10 @@ from queue_system import (
     QueueWorker,
     processor,
 )
-from queue_system.hooks import Event, Hooks
+from queue_system.events import (
+    Event,
+)
+from queue_system.hooks import Hooks
 from queue_system.utils import circuit_breaker, retry_with_backoff, try_catch, with_timeout
 from utils import with_timeout as top_level_with_timeout
 

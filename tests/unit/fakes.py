@@ -9,7 +9,10 @@ from typing import Any
 
 from queue_system import AsyncQueueManager, QueueConfig, QueueManager
 from queue_system.broker.messages import Call
-from queue_system.hooks import Event, Hooks
+from queue_system.events import (
+    Event,
+)
+from queue_system.hooks import Hooks
 from queue_system.operation import Operation, decode_operation
 from queue_system.registry import Registry
 

@@ -15,7 +15,9 @@ from queue_system import (
     UnsupportedServerError,
 )
 from queue_system.broker.clients import UrlClients
-from queue_system.hooks import BreakerChanged
+from queue_system.events import (
+    BreakerChanged,
+)
 from queue_system.imports import ImportPolicy
 from queue_system.registry import Registry
 

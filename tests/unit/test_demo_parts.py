@@ -17,7 +17,11 @@ from queue_system.demo.feed import LANES, Feed, Lane
 from queue_system.demo.files import by_priority, find_files
 from queue_system.demo.processors import STATEMENTS_AT_A_TIME, measure, parse, unsteady
 from queue_system.demo.totals import Ledger, Totals, plain_loop
-from queue_system.hooks import OperationInfo, OutcomeApplied, WorkerTaskFailed
+from queue_system.events import (
+    OperationInfo,
+    OutcomeApplied,
+    WorkerTaskFailed,
+)
 
 SOURCE = b"""\
 import os

@@ -14,7 +14,10 @@ from queue_system import (
     QueueRetryConfig,
     processor,
 )
-from queue_system.hooks import Enqueued, EnqueueFailed
+from queue_system.events import (
+    Enqueued,
+    EnqueueFailed,
+)
 from queue_system.registry import Registry
 
 HERE = __name__

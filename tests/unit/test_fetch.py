@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from queue_system.broker.commands import Commands
-from queue_system.hooks import NO_HOOKS, OperationInfo
+from queue_system.events import (
+    OperationInfo,
+)
+from queue_system.hooks import NO_HOOKS
 from queue_system.keys import Keys
 from queue_system.outcome import Success
 from queue_system.runtime.fetch import Fetcher, Slots

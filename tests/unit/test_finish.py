@@ -8,7 +8,10 @@ from fakes import Recorder
 from queue_system.broker.commands import Commands
 from queue_system.broker.messages import MAX_COMPLETE, Callback
 from queue_system.errors import BrokerReplyError, BrokerUnavailableError
-from queue_system.hooks import OperationInfo, OutcomeApplied
+from queue_system.events import (
+    OperationInfo,
+    OutcomeApplied,
+)
 from queue_system.keys import Keys
 from queue_system.outcome import (
     CANCELLED,

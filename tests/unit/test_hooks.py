@@ -4,16 +4,13 @@ import contextlib
 import pytest
 from fakes import Recorder
 
-from queue_system.hooks import (
-    NO_CONTEXT,
-    NO_HOOKS,
+from queue_system.events import (
     AttemptStarted,
     EnqueueStarted,
-    HookChain,
-    Hooks,
     LeaseLost,
     OperationInfo,
 )
+from queue_system.hooks import NO_CONTEXT, NO_HOOKS, HookChain, Hooks
 
 INFO = OperationInfo("id-1", "mail", "high", "work", "operation", is_async=True, attempt=1, headers={})
 ATTEMPT = AttemptStarted(INFO, 0.5)

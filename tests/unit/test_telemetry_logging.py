@@ -13,7 +13,10 @@ import structlog
 import telemetry.logging
 from queue_system import hooks
 from queue_system.errors import ConfigurationError
-from queue_system.hooks import OperationInfo, current_operation
+from queue_system.events import (
+    OperationInfo,
+    current_operation,
+)
 from queue_system.log import get_logger
 from telemetry.logging import CorrelationFilter, LogListener, clean, configure_logging
 

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from queue_system.errors import BrokerUnavailableError
-from queue_system.hooks import (
+from queue_system.events import (
     AttemptFinished,
     AttemptStarted,
     BreakerChanged,
@@ -21,8 +21,6 @@ from queue_system.hooks import (
     Depth,
     Enqueued,
     Event,
-    HookChain,
-    Hooks,
     LeaseLost,
     OperationInfo,
     OutcomeApplied,
@@ -33,6 +31,7 @@ from queue_system.hooks import (
     WorkerStats,
     WorkerTaskFailed,
 )
+from queue_system.hooks import HookChain, Hooks
 from telemetry import catalogue
 from telemetry.catalogue import CATALOGUE, EVENTS, REDIS, WORKER
 from telemetry.collector import QueueCollector, TelemetryCollector, WorkerCollector

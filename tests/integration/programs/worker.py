@@ -9,7 +9,10 @@ import signal
 import sys
 
 from queue_system import QueueConfig, QueueWorker
-from queue_system.hooks import Hooks, OutcomeApplied
+from queue_system.events import (
+    OutcomeApplied,
+)
+from queue_system.hooks import Hooks
 
 
 class DiesOfAnOutcome(Hooks):
