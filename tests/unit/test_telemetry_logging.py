@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 import telemetry.logging
-from queue_system import hooks
+from queue_system import events
 from queue_system.errors import ConfigurationError
 from queue_system.events import (
     OperationInfo,
@@ -25,17 +25,17 @@ CALLBACK = OperationInfo("op-2", "__callbacks__", "low", "tell", "callback", is_
 RESULTS = ("processed", "retried", "failed", "rejected", "requeued", "stale")
 
 EVENTS = [
-    hooks.Enqueued("payments", "high", "pay", 1, 0, ("op-1",)),
-    hooks.EnqueueFailed("payments", "BrokerUnavailableError"),
-    hooks.PoolExhausted(INFO, 0.1),
-    hooks.LeaseLost("op-1"),
-    hooks.Reclaimed(2, 1),
-    hooks.WorkerTaskFailed("fetch", "KeyError: 1"),
-    hooks.BrokerError("claim", "timeout"),
-    hooks.BreakerChanged("redis", "open"),
-    *(hooks.WorkerChanged("w", state) for state in ("starting", "running", "draining", "stopped")),
-    *(hooks.AttemptStarted(info, 0.5) for info in (INFO, CALLBACK)),
-    *(hooks.OutcomeApplied(info, result) for info in (INFO, CALLBACK) for result in RESULTS),
+    events.Enqueued("payments", "high", "pay", 1, 0, ("op-1",)),
+    events.EnqueueFailed("payments", "BrokerUnavailableError"),
+    events.PoolExhausted(INFO, 0.1),
+    events.LeaseLost("op-1"),
+    events.Reclaimed(2, 1),
+    events.WorkerTaskFailed("fetch", "KeyError: 1"),
+    events.BrokerError("claim", "timeout"),
+    events.BreakerChanged("redis", "open"),
+    *(events.WorkerChanged("w", state) for state in ("starting", "running", "draining", "stopped")),
+    *(events.AttemptStarted(info, 0.5) for info in (INFO, CALLBACK)),
+    *(events.OutcomeApplied(info, result) for info in (INFO, CALLBACK) for result in RESULTS),
 ]
 ELSEWHERE = {
     "metric_set", "metric_changed", "span_export_failed", "spans_not_exported", "spans_left_behind",
@@ -110,20 +110,20 @@ def test_every_event_has_its_one_name_and_level_in_the_table(own: logging.Logger
 
 
 def test_every_kind_of_event_is_among_those_tried() -> None:
-    handled = {kind for kind in vars(hooks).values() if isinstance(kind, type) and issubclass(kind, hooks.Event)}
+    handled = {kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, events.Event)}
     listener = LogListener(get_logger())
     assert {kind for kind in handled if listener.handler_for(kind)} == {type(event) for event in EVENTS}
 
 
 def test_the_names_of_events_do_not_come_from_redis(own: logging.Logger, written: Written) -> None:
     odd = OperationInfo("x", "q", "low", "p", "evil\nevent", is_async=True, attempt=1, headers={})
-    LogListener(get_logger(own)).on_event(hooks.OutcomeApplied(odd, "failed"))
+    LogListener(get_logger(own)).on_event(events.OutcomeApplied(odd, "failed"))
     assert [line["event"] for line in written.lines] == ["operation_failed"]
 
 
 def test_an_operations_event_has_its_ids_and_no_message(own: logging.Logger, written: Written) -> None:
     listener = LogListener(get_logger(own))
-    listener.on_event(hooks.OutcomeApplied(INFO, "retried", "error", "error", "LookupError", 1.0))
+    listener.on_event(events.OutcomeApplied(INFO, "retried", "error", "error", "LookupError", 1.0))
     (line,) = written.lines
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", line.pop("timestamp"))
     assert line == {
@@ -149,7 +149,7 @@ def test_debug_lines_are_asked_for(level: str) -> None:
     plain = logging.getLogger("queue_system.test.levels")
     plain.setLevel(level)
     listener = LogListener(Logger(plain, [], {}))
-    for event in (EVENTS[0], hooks.AttemptStarted(INFO, 0.5), hooks.OutcomeApplied(INFO, "processed")):
+    for event in (EVENTS[0], events.AttemptStarted(INFO, 0.5), events.OutcomeApplied(INFO, "processed")):
         listener.on_event(event)
     assert len(asked) == (3 if level == "DEBUG" else 0)
 
