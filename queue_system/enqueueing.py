@@ -223,7 +223,7 @@ class OperationFactory:
         return reference_of(callback, self.config.callbacks)
 
     def _kind_of(self, operation: Mapping[str, Any]) -> str:
-        """``a`` async, ``s`` sync, ``m`` when this process does not know the function."""
+        """``a`` async, ``s`` sync, ``u`` when this process does not know the function."""
         known = self.config.registry.find(operation["processor"], operation["processor_module"])
         return KIND_UNKNOWN if known is None else KIND_ASYNC if known.is_async else KIND_SYNC
 

@@ -182,8 +182,8 @@ class _Seen:
     @property
     def higher(self) -> int:
         """Those of higher priority that take the same kind of slot. A mixed queue takes either."""
-        kinds = {KIND_ASYNC: {KIND_ASYNC, "m"}, KIND_SYNC: {KIND_SYNC, "m"}}.get(self.found.kind)
-        return sum(length for _, kind, length in self.found.higher if kinds is None or kind in kinds)
+        other = {KIND_ASYNC: KIND_SYNC, KIND_SYNC: KIND_ASYNC}.get(self.found.kind)
+        return sum(length for _, kind, length in self.found.higher if kind != other)
 
 
 def _state(found: Whereabouts) -> str:

@@ -380,6 +380,8 @@ class QueueWorker:
 
     async def _dispatch(self, attempt: Attempt, function: Callable[..., Any], queue: bytes, worker_id: int) -> bool:
         """Run an async operation here, hand a sync one to the pool."""
+        if attempt.claim is not None and attempt.info.kind != KIND_CALLBACK:
+            self._engine.learn(attempt.item, attempt.claim, is_async=attempt.info.is_async)
         if not attempt.info.is_async:
             return self._start_sync(attempt, function, queue, worker_id)
         if worker_id == self._engine.dispatcher:  # it must not wait for an operation: the pool would starve

@@ -101,6 +101,12 @@ class Commands:
             idempotent=False,
         )
 
+    def learn(self, queue: str, priority: str, kind: str) -> Call[str]:
+        """Note the kind of a queue's processors; the reply is the kind on record."""
+        keys = self.keys
+        args = [keys.prefix, f"{priority}:{queue}", kind]
+        return Call("learn", (keys.registry, keys.registry_version), args, replies.text)
+
     def renew(self, held: Sequence[tuple[str, int]], lease: float) -> Call[list[tuple[str, int]]]:
         """Prolong leases, at most `MAX_RENEW`; the reply has those (id, token) that are lost."""
         args: list[Any] = [self.keys.prefix, _ms(lease)]

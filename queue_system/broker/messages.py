@@ -19,7 +19,8 @@ SEARCH_LIMIT: Final = 50_000  # ids among which the place of an operation is loo
 # The kinds of a queue's processors, as the scripts know them.
 KIND_ASYNC: Final = "a"
 KIND_SYNC: Final = "s"
-KIND_UNKNOWN: Final = "m"  # both, or this process does not know
+KIND_MIXED: Final = "m"  # both
+KIND_UNKNOWN: Final = "u"  # the producer does not know, and no worker has seen one yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class ReadyQueue:
-    """One list of ready operations and the kind of its processors: ``a`` async, ``s`` sync, ``m`` mixed."""
+    """One list of ready operations, and its processors' kind: ``a`` async, ``s`` sync, ``m`` both, ``u`` unknown."""
 
     queue: str
     priority: str

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from queue_system.broker.aio import AsyncBroker
 from queue_system.broker.commands import Commands
-from queue_system.broker.messages import Delivery
+from queue_system.broker.messages import KIND_ASYNC, KIND_MIXED, KIND_SYNC, Delivery
 from queue_system.errors import BrokerUnavailableError, QueueError
 from queue_system.events import (
     BrokerError,
@@ -21,6 +21,7 @@ from queue_system.events import (
     WorkerTaskFailed,
 )
 from queue_system.hooks import Hooks
+from queue_system.operation import Operation
 from queue_system.runtime.attempts import Attempt, Attempts
 from queue_system.runtime.calling import cancel_late
 from queue_system.runtime.deadlines import Deadlines
@@ -110,6 +111,9 @@ class Engine:
         self._ending = False
         self._last_account = (0.0, 0.0)
         self._utilization = self._lag = 0.0
+        self._commands = commands
+        self._learned: set[tuple[str, str, str]] = set()
+        self._teaching: set[asyncio.Task[None]] = set()
         self._breaker = breaker
         self.leases = LeaseKeeper(
             new_sync_broker,
@@ -243,6 +247,27 @@ class Engine:
         await self._waiter.close()
         await self._broker.close()
 
+    def learn(self, item: Operation, claim: Claim, *, is_async: bool) -> None:
+        """The function's kind is known now: let the registry know it, where its queue was said to hold another.
+
+        A queue of unknown kind is claimed only while both a worker task and a thread are free, so this is what keeps
+        sync work from waiting behind async work and the other way round.
+        """
+        kind = KIND_ASYNC if is_async else KIND_SYNC
+        lesson = item["queue"], item["priority"], kind
+        if claim.kind in {kind, KIND_MIXED} or lesson in self._learned:
+            return
+        self._learned.add(lesson)
+        task = self._loop.create_task(self._teach(lesson))
+        self._teaching.add(task)
+        task.add_done_callback(self._teaching.discard)
+
+    async def _teach(self, lesson: tuple[str, str, str]) -> None:
+        try:
+            await self._broker.run(self._commands.learn(*lesson))
+        except BrokerUnavailableError:
+            self._learned.discard(lesson)  # at the next operation of that queue, then
+
     def done(self, claim: Claim) -> None:
         """A claim's task is through with it: free its slot. Without an outcome its lease is let go, and runs out."""
         self.intake.done(claim)
@@ -276,7 +301,7 @@ class Engine:
     def _claimed(self, deliveries: Sequence[tuple[Delivery, str]]) -> None:
         for delivery, kind in deliveries:
             self.leases.add(delivery.operation_id, delivery.token)
-            self.intake.put(Claim(delivery, sync=kind == "s"))
+            self.intake.put(Claim(delivery, sync=kind == KIND_SYNC, kind=kind))
 
     def _quarantine(self, delivery: Delivery) -> None:
         self.leases.add(delivery.operation_id, delivery.token)

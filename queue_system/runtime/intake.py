@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from queue_system.broker.messages import Delivery
+from queue_system.broker.messages import KIND_MIXED, Delivery
 from queue_system.runtime.account import BusyAccount
 from queue_system.runtime.fetch import Slots
 
@@ -15,13 +15,15 @@ from queue_system.runtime.fetch import Slots
 class Claim:
     """A delivery and the side that its slot is taken from.
 
-    `settled`: its outcome was decided. `handed_over`: the task that took it does not free its slot.
+    `kind` is what its queue was said to hold. `settled`: its outcome was decided. `handed_over`: the task that took
+    it does not free its slot.
     """
 
     delivery: Delivery
     sync: bool
     settled: bool = False
     handed_over: bool = False
+    kind: str = KIND_MIXED
 
 
 class Intake:

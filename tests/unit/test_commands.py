@@ -100,6 +100,7 @@ CALLS = {
     "failures, system error": (C.failures(operation_id="1", system_errors=True), [0, 50, b"1"]),
     "status": (C.status(), [30000]),
     "depth": (C.depth(), []),
+    "learn": (C.learn("mail", "high", "s"), ["high:mail", "s"]),
     "explain": (C.explain("1"), [b"1", 30000, SEARCH_LIMIT]),
     "heartbeat": (C.heartbeat("w", expiry=30, fields={"threads": "4"}), ["w", 30000, "threads", "4"]),
 }

@@ -155,7 +155,7 @@ def test_a_processor_may_be_a_name(producer, name, reference, is_async):
     (operation,) = sent(producer.broker)
     assert (operation.body["processor"], operation.body["processor_module"]) == reference
     assert result["is_async"] is is_async
-    assert operation.kind == ("m" if is_async is None else "a")
+    assert operation.kind == ("u" if is_async is None else "a")
     assert operation.body["queue"] == ("mail" if is_async else reference[0])
 
 

@@ -23,11 +23,11 @@ local function wake(prefix, kind)
   redis.call('ZADD', kind == 's' and prefix .. 'wake:sync' or prefix .. 'wake', 0, '0')
 end
 
--- Makes a queue known, with its kind: 'a' async, 's' sync, 'm' both or unknown. Returns the kind on record.
+-- Makes a queue known, with its kind: 'a' async, 's' sync, 'm' both, 'u' not known yet. Returns the kind on record.
 local function register_queue(prefix, queue, kind)
   local known = redis.call('HGET', prefix .. 'registry', queue)
-  if known == kind or known == 'm' then return known end
-  if known then kind = 'm' end
+  if known == kind or known == 'm' or (known and kind == 'u') then return known end
+  if known and known ~= 'u' then kind = 'm' end
   redis.call('HSET', prefix .. 'registry', queue, kind)
   redis.call('INCR', prefix .. 'registry:version')
   return kind

@@ -1,6 +1,6 @@
 -- Accepts operations for one queue and priority, all or (on an error before the first write) none.
 -- KEYS  1 registry  2 registry:version  3 delayed  4 metrics  5 wake  6 wake:sync
--- ARGV  1 prefix  2 "{priority}:{queue}"  3 kind a|s|m
+-- ARGV  1 prefix  2 "{priority}:{queue}"  3 kind a|s|m, or u when the producer does not know the function
 --       then for each: id, delay (ms), dedup digest or '', dedup window (ms), body
 -- Reply one string for each: 'q' queued | 's' scheduled | 'i' the id exists | 'd{holder}' duplicate of holder
 -- Cost  about 6 commands for each operation; at most 1,000 operations a call
