@@ -328,7 +328,7 @@ def test_listeners_are_told_of_a_failure(make):
 def test_only_what_is_unexpected_is_logged(producer, caplog):
     with pytest.raises(QueueError):
         producer.enqueue(None, compute)
-    assert caplog.records == []
+    assert [record for record in caplog.records if record.name.startswith("queue_system")] == []
     producer.answer = lambda _: 1 / 0
     with pytest.raises(ZeroDivisionError):
         producer.enqueue({}, compute)
