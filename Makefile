@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_WORKERS ?= auto
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint stack dashboards clean
 
 demo: .venv/installed
 	@$(BIN)/queue-system demo
@@ -18,6 +18,14 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Redis, sample app, worker, Prometheus and Alertmanager on 127.0.0.1, with what of them is installed.
+stack: .venv/installed
+	@$(BIN)/python -m stack
+
+# Writes grafana/dashboards anew; a test fails when they are stale.
+dashboards: .venv/installed
+	$(BIN)/python -m grafana.build
 
 clean:
 	rm -rf .venv
