@@ -52,7 +52,8 @@ class QueueManager(OperationFactory):
 
         Args:
             entity: a dict that has a JSON form; handed to the processor.
-            processor: a module-level function, sync or async, or its name as ``module:name``.
+            processor: a module-level function, sync or async, or its name as ``module:name``. A name that this
+                process has not registered or imported brings none of the defaults of `@processor(...)`.
             queue_name: the processor's name by default; matches ``[A-Za-z0-9_.-]{1,64}``.
             priority: ``high``, ``normal`` or ``low``; strict: a lower one waits while a higher one is ready.
             operation_id: yours, 1 to 128 printable characters, or None for a unique one. An id that is in the
