@@ -241,6 +241,7 @@ class Engine:
         self._ending = True
         await asyncio.gather(*(loop.stop() for loop in (*self.worker_loops, *self._service_loops)))
         await self.fetcher.flush(CANCEL_GRACE)
+        await asyncio.gather(*self._teaching)
         await asyncio.to_thread(self.leases.stop)
         self.pool.shutdown()
         self.callback_pool.shutdown()
@@ -267,6 +268,8 @@ class Engine:
             await self._broker.run(self._commands.learn(*lesson))
         except BrokerUnavailableError:
             self._learned.discard(lesson)  # at the next operation of that queue, then
+        except QueueError as error:
+            self._loop_failed("learn", error)
 
     def done(self, claim: Claim) -> None:
         """A claim's task is through with it: free its slot. Without an outcome its lease is let go, and runs out."""

@@ -2,7 +2,7 @@
 -- KEYS  1 leases  2 delayed  3 metrics  4 wake  5 wake:sync  6 system_errors  7 registry  8 registry:version
 --       9.. the ready lists, in the order in which to take from them
 -- ARGV  1 prefix  2 free async slots  3 free sync slots  4 lease (ms)  5 registry version that the worker knows
---       6 one letter a|s|m for each ready list  7 retention of system errors (ms)  8 id of the worker
+--       6 one letter a|s|m|u for each ready list  7 retention of system errors (ms)  8 id of the worker
 -- Reply {now (ms), next due (ms from now, -1 none), more async 0|1, more sync 0|1, registry version,
 --        registry as {field, kind, ...} when the version differs, else {}, operations}
 --       an operation is 12 values: id, index of its list (from 1), token, deliveries, attempts, crashes,

@@ -6,16 +6,14 @@
 -- Cost  about 3 commands for each; at most 300 operations a call
 local prefix, keep, again = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local now = now_ms()
-local reply, ids, gone = {}, {}, {}
+local reply, ended = {}, {}
 local processed, callbacks, stale = 0, 0, 0
-local ended = {}
 for i = 4, #ARGV, 6 do
   local id = ARGV[i]
   local queue = holds(prefix, id, ARGV[i + 1])
   if queue then
     ended[queue] = (ended[queue] or 0) + 1
     local key = op_key(prefix, id)
-    ids[#ids + 1] = id
     redis.call('ZREM', KEYS[1], id)
     if keep > 0 then
       redis.call('HSET', key, 'st', 'done')
