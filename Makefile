@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_WORKERS ?= auto
 
-.PHONY: demo test lint stack dashboards clean
+.PHONY: bench chaos demo test lint stack dashboards clean
 
 demo: .venv/installed
 	@$(BIN)/queue-system demo
@@ -26,6 +26,14 @@ stack: .venv/installed
 # Writes grafana/dashboards anew; a test fails when they are stale.
 dashboards: .venv/installed
 	$(BIN)/python -m grafana.build
+
+# This project and its peers side by side, about 35 minutes; make bench BENCH="--quick --only ours,huey" for a look.
+bench: .venv/installed
+	@$(BIN)/python -m benchmarks $(BENCH)
+
+# Breaks workers, Redis and the network for about CHAOS_SECONDS (300), and checks what is promised.
+chaos: .venv/installed
+	@$(BIN)/python -m chaos
 
 clean:
 	rm -rf .venv

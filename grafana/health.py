@@ -223,6 +223,14 @@ def _workers() -> list[dict[str, Any]]:
             stack=True,
         ),
         series(
+            "Drains",
+            "Workers that began to drain, over the interval, by why: told to, threads that never return, or a limit.",
+            "AbandonedThreads",
+            "short",
+            [("sum by (reason) (increase(@worker_drains_total[$__rate_interval]))", "{{reason}}")],
+            stack=True,
+        ),
+        series(
             "Heartbeat",
             "Since when each worker has not reached Redis. Above 60 s the alert fires.",
             "HeartbeatStale",

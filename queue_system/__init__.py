@@ -3,6 +3,7 @@
 from queue_system.config import QueueConfig
 from queue_system.context import OperationContext
 from queue_system.errors import (
+    BadSignatureError,
     BrokerReplyError,
     BrokerUnavailableError,
     CircuitOpenError,
@@ -11,6 +12,7 @@ from queue_system.errors import (
     EntityTooLargeError,
     ImportRefusedError,
     InvalidOperationError,
+    NotDurableError,
     QueueError,
     SerializationError,
     ThreadPoolExhaustedError,
@@ -26,6 +28,7 @@ from queue_system.worker import QueueWorker
 
 __all__ = [
     "AsyncQueueManager",
+    "BadSignatureError",
     "BrokerReplyError",
     "BrokerUnavailableError",
     "CircuitOpenError",
@@ -34,6 +37,7 @@ __all__ = [
     "EntityTooLargeError",
     "ImportRefusedError",
     "InvalidOperationError",
+    "NotDurableError",
     "OperationContext",
     "QueueConfig",
     "QueueError",

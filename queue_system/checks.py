@@ -10,6 +10,9 @@ from queue_system.errors import ConfigurationError, QueueError
 MAX_SECONDS: Final = 100 * 365 * 86400
 """A hundred years: in milliseconds still an exact number everywhere, and an expiry that Redis accepts."""
 
+DURABILITIES: Final = ("primary", "wait")
+"""When an operation counts as accepted: when the primary has it, or when replicas have said that they have it, too."""
+
 
 def check_number(name: str, value: object, *, error: type[QueueError] = ConfigurationError) -> float:
     """Return `value` as a float; raise `error` unless it is a finite number."""
@@ -31,6 +34,13 @@ def check_seconds(
     if seconds > MAX_SECONDS:
         raise error(f"{name} must be at most a hundred years in seconds, got {value!r}")
     return seconds
+
+
+def check_durability(durability: object) -> str:
+    """Return `durability`, or raise `ConfigurationError` unless it is ``primary`` or ``wait``."""
+    if durability not in DURABILITIES:
+        raise ConfigurationError(f"unknown durability {durability!r}: use one of {', '.join(DURABILITIES)}")
+    return str(durability)
 
 
 def check_count(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:

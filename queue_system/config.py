@@ -11,9 +11,10 @@ import redis
 from queue_system.broker.aio import AsyncBroker
 from queue_system.broker.clients import ClientFactory, SettingsClients, UrlClients, check_server
 from queue_system.broker.commands import Commands
+from queue_system.broker.lanes import answer_memory
 from queue_system.broker.sync import SyncBroker
 from queue_system.broker.translate import CLIENT_ERRORS, translate
-from queue_system.checks import check_count, check_seconds
+from queue_system.checks import check_count, check_durability, check_seconds
 from queue_system.errors import BrokerUnavailableError, ConfigurationError
 from queue_system.events import (
     BreakerChanged,
@@ -24,11 +25,13 @@ from queue_system.keys import Keys, check_priority, check_queue_name
 from queue_system.log import get_logger
 from queue_system.operation import DEFAULT_MAX_BYTES, DEFAULT_MAX_DEPTH
 from queue_system.registry import FunctionRef, Processor, Registry, Resolver, default_registry, reference_of
+from queue_system.signing import Signer, SigningKey
 from queue_system.summary import metrics_summary
 from queue_system.utils import CircuitBreaker, circuit_breaker, retry_with_backoff
 
 DEFAULT_REDIS_URL: Final = "redis://localhost:6379/0"
 DEFAULT_DEDUPLICATION_WINDOW: Final = 3600.0
+DEFAULT_DURABILITY_TIMEOUT: Final = 1.0
 
 _TROUBLE: Final = frozenset({"failed", "timeouts", "thread_pool_exhaustion", "system_errors", "worker_task_failures"})
 
@@ -55,10 +58,19 @@ class QueueConfig:
         max_connection_retries: tries for a connection or an idempotent command, 3 by default, with backoff.
         done_ttl: seconds for which a finished operation's id stays taken; 0 (default) frees it at once.
         deduplication_window: seconds, counted from the due time, for which a deduplication key is held; 1 hour.
-        max_operation_bytes: limit of an encoded operation, 256 KiB by default.
+        durability: ``primary`` (default): an operation counts as accepted when the primary has it. ``wait``: when
+            replicas have said that they have it, too (`WAIT` of Redis); if not, `NotDurableError`. It makes the loss by
+            a failover unlikely, not impossible: Redis may promote a replica that has not confirmed.
+        durability_replicas: how many must have said so, 1 by default.
+        durability_timeout: seconds to wait for that, below `connection_timeout`; by default 1 second, or half of
+            `connection_timeout` if that is less. Without a replica it always takes that long.
+        max_operation_bytes: limit of an encoded operation, without its signature, 256 KiB by default.
         max_depth: limit of an entity's nesting, 100 by default.
         importable_modules: prefixes of modules that workers may import by name; None (default) for the
             application's own modules only, an empty list for none. Or an `imports.ImportPolicy`, which see.
+        signing_keys: ``ID:SECRET`` each; none by default. Bodies are signed with the first, and each of them verifies:
+            workers run nothing that was not signed for its id and queue. See docs/security.md for the roll-out.
+        require_signature: False lets workers with keys take unsigned bodies, too, while signing is rolled out.
         registry: where processors are registered; the process-wide one by default.
         telemetry: None for no telemetry, or a list of `Hooks` of your own; by default metrics, spans and logs.
         listeners: `Hooks` of your own, besides those of `telemetry`.
@@ -80,9 +92,14 @@ class QueueConfig:
         *,
         done_ttl: float = 0.0,
         deduplication_window: float = DEFAULT_DEDUPLICATION_WINDOW,
+        durability: str = "primary",
+        durability_replicas: int = 1,
+        durability_timeout: float | None = None,
         max_operation_bytes: int = DEFAULT_MAX_BYTES,
         max_depth: int = DEFAULT_MAX_DEPTH,
         importable_modules: Sequence[str] | ImportPolicy | None = None,
+        signing_keys: Sequence[str | SigningKey] = (),
+        require_signature: bool = True,
         registry: Registry = default_registry,
         telemetry: Sequence[Hooks] | str | None = "default",
         listeners: Sequence[Hooks] = (),
@@ -96,6 +113,9 @@ class QueueConfig:
         self.max_connection_retries = check_count("max_connection_retries", max_connection_retries)
         self.done_ttl = check_seconds("done_ttl", done_ttl, zero=True)
         self.deduplication_window = check_seconds("deduplication_window", deduplication_window)
+        self.durability = check_durability(durability)
+        self.durability_replicas = check_count("durability_replicas", durability_replicas)
+        self.durability_timeout = self._check_durability_timeout(durability_timeout)
         self.max_operation_bytes = check_count("max_operation_bytes", max_operation_bytes)
         self.max_depth = check_count("max_depth", max_depth)
         self.logger = get_logger(logger)
@@ -110,6 +130,7 @@ class QueueConfig:
         self._redis: redis.Redis | None = None
         self._broker: SyncBroker | None = None
         self._define_queue_keys()
+        self.signer = Signer(signing_keys, scope=self.queue_prefix, required=require_signature)
         self.hooks: Hooks = HookChain((*self._listeners(telemetry), *listeners))
         self.breaker = CircuitBreaker(
             "redis", failure_threshold=5, recovery_timeout=2.0, on_change=self._breaker_changed
@@ -226,7 +247,17 @@ class QueueConfig:
     def _define_queue_keys(self) -> None:
         """Build the keys and the calls of this prefix."""
         self.keys = Keys(self.queue_prefix)
-        self.commands = Commands(self.keys)
+        memory = answer_memory(self.max_connection_retries, self.connection_timeout)
+        self.commands = Commands(self.keys, answer_memory=memory)
+
+    def _check_durability_timeout(self, given: float | None) -> float:
+        if given is None:
+            return min(DEFAULT_DURABILITY_TIMEOUT, self.connection_timeout / 2)
+        if check_seconds("durability_timeout", given) >= self.connection_timeout:
+            raise ConfigurationError(
+                f"durability_timeout must be below connection_timeout ({self.connection_timeout:g} s), got {given!r}"
+            )
+        return float(given)
 
     @circuit_breaker(breaker=lambda self: self.breaker, exceptions=(BrokerUnavailableError,))
     @retry_with_backoff(

@@ -22,9 +22,9 @@ from queue_system.broker.messages import (
     Call,
     NewOperation,
 )
-from queue_system.checks import check_seconds
+from queue_system.checks import check_durability, check_seconds
 from queue_system.config import QueueConfig
-from queue_system.errors import InvalidOperationError, QueueError
+from queue_system.errors import BrokerUnavailableError, InvalidOperationError, NotDurableError, QueueError
 from queue_system.events import (
     Enqueued,
     EnqueueFailed,
@@ -50,7 +50,8 @@ class _Default(str):
 DEFAULT_PRIORITY: Final[str] = _Default("normal")
 
 _OPERATION_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_OPTIONS = frozenset({"delay", "deduplication_key", "deduplication_window"})
+_OPTIONS = frozenset({"delay", "deduplication_key", "deduplication_window", "durability"})
+_SHOWN_IDS = 3  # in the text of an error
 
 
 class OperationFactory:
@@ -97,6 +98,7 @@ class OperationFactory:
         delay: float = 0.0,
         deduplicate: bool = False,
         deduplication_window: float | None = None,
+        durability: str | None = None,
     ) -> dict[str, Any]:
         """Check every argument and put it into the form of an operation; registers functions given as such."""
         known = self._processor(processor)
@@ -122,6 +124,7 @@ class OperationFactory:
             "deduplication_window": self.config.deduplication_window
             if deduplication_window is None
             else check_seconds("deduplication_window", deduplication_window, error=InvalidOperationError),
+            "durability": self.config.durability if durability is None else check_durability(durability),
         }
         optional = {
             "retry_config": None if retry is None else retry.to_dict(),
@@ -166,18 +169,51 @@ class OperationFactory:
             headers: dict[str, str] = {}
             self.config.hooks.inject(headers)
             encoded = [self._encode(operation, headers, custom_serializer) for operation in operations]
-            calls: list[Call[Any]] = [
-                self.config.commands.enqueue(queue, priority, kind, encoded[start : start + MAX_ENQUEUE])
-                for start in range(0, len(encoded), MAX_ENQUEUE)
+            durable = first.get("durability") == "wait"
+            answers, confirmed = yield from self._send_steps(queue, priority, kind, encoded, durable=durable)
+            results = [
+                _result(operation, accepted, holder, kind)
+                for operation, (accepted, holder) in zip(operations, answers, strict=True)
             ]
-            replies = yield calls
-        answers = [answer for reply in replies for answer in reply]
-        results = [
-            _result(operation, accepted, holder, kind)
-            for operation, (accepted, holder) in zip(operations, answers, strict=True)
-        ]
-        self._tell_enqueued(first, queue, priority, results)
+            if durable:
+                self._check_durable(first, results, confirmed)
+        self._tell_enqueued(first, results)
         return results
+
+    def _send_steps(
+        self, queue: str, priority: str, kind: str, new: Sequence[NewOperation], *, durable: bool
+    ) -> Steps[tuple[list[tuple[Accepted, str]], int | QueueError]]:
+        """What became of each, and how many replicas have them all, or why that is not known."""
+        commands = self.config.commands
+        calls: list[Call[Any]] = [
+            commands.enqueue(queue, priority, kind, new[start : start + MAX_ENQUEUE])
+            for start in range(0, len(new), MAX_ENQUEUE)
+        ]
+        lanes = [call.lane for call in calls if call.lane is not None]
+        if durable:
+            calls.append(commands.confirm(self.config.durability_replicas, self.config.durability_timeout))
+        try:
+            replies = yield calls
+        finally:
+            commands.lanes.give_back(lanes)
+        confirmed = replies.pop() if durable else 0
+        return [answer for reply in replies for answer in reply], confirmed
+
+    def _check_durable(
+        self, first: Mapping[str, Any], results: Sequence[dict[str, Any]], confirmed: int | QueueError
+    ) -> None:
+        replicas = self.config.durability_replicas
+        count, cause = (0, confirmed) if isinstance(confirmed, QueueError) else (confirmed, None)
+        if count < replicas:
+            self._tell_enqueued(first, results)
+            reason = cause or f"{count} of {replicas} replicas within {self.config.durability_timeout:g} s"
+            raise NotDurableError(
+                f"accepted by the primary but not confirmed ({reason}): {_ids(results)}; enqueue again with the same "
+                "operation_id to ask again, which is safe while they are live or within done_ttl",
+                results=results,
+                confirmed=count,
+                replicas=replicas,
+            ) from cause
 
     def _status_steps(self) -> Steps[dict[str, Any]]:
         (status,) = yield [self.config.commands.status()]
@@ -237,9 +273,11 @@ class OperationFactory:
         envelope = {name: value for name, value in operation.items() if name not in _OPTIONS}
         if headers:
             envelope["headers"] = headers
+        body = encode_operation(envelope, entity, max_bytes=self.config.max_operation_bytes)
+        queue = f"{operation['priority']}:{operation['queue']}"
         return NewOperation(
             operation["operation_id"],
-            encode_operation(envelope, entity, max_bytes=self.config.max_operation_bytes),
+            self.config.signer.seal(operation["operation_id"], queue, body),
             operation["delay"],
             operation["deduplication_key"],
             operation["deduplication_window"],
@@ -261,15 +299,16 @@ class OperationFactory:
             try:
                 yield
             except QueueError as error:
+                if isinstance(error, BrokerUnavailableError):
+                    error.operation_ids = tuple(operation["operation_id"] for operation in operations)
                 self.config.hooks.on_event(EnqueueFailed(queue, type(error).__name__))
                 raise
 
-    def _tell_enqueued(
-        self, first: Mapping[str, Any], queue: str, priority: str, results: Sequence[Mapping[str, Any]]
-    ) -> None:
+    def _tell_enqueued(self, first: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> None:
         accepted = tuple(result["operation_id"] for result in results if result["status"] != "duplicate")
+        duplicates = len(results) - len(accepted)
         self.config.hooks.on_event(
-            Enqueued(queue, priority, first["processor"], len(accepted), len(results) - len(accepted), accepted)
+            Enqueued(first["queue"], first["priority"], first["processor"], len(accepted), duplicates, accepted)
         )
 
 
@@ -288,6 +327,12 @@ def _result(operation: Mapping[str, Any], accepted: Accepted, holder: str, kind:
     elif accepted is Accepted.DUPLICATE_KEY:
         result |= {"status": "duplicate", "reason": "deduplication_key", "duplicate_of": holder}
     return result
+
+
+def _ids(results: Sequence[Mapping[str, Any]]) -> str:
+    shown = ", ".join(str(result["operation_id"]) for result in results[:_SHOWN_IDS])
+    more = len(results) - _SHOWN_IDS
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _given_or_default(given: Any, known: Processor | None, name: str) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class QueueError(Exception):
     """Root of the hierarchy: `except QueueError` catches all that the package raises on purpose."""
@@ -43,17 +46,24 @@ class DecodeError(QueueError):
         self.raw = raw
 
 
+class BadSignatureError(DecodeError):
+    """A body was not signed, or not by one of our keys, or for another id or queue. It was not decoded."""
+
+
 class BrokerUnavailableError(QueueError, ConnectionError):
     """Redis cannot serve now: unreachable, loading, read-only or out of memory. Worth trying again.
 
     `kind` is one word for metrics and logs: ``connection``, ``timeout``, ``loading``, ``readonly``, ``oom``,
-    ``misconf``, ``auth`` or ``other``. `ambiguous` is true when the command may have been carried out.
+    ``misconf``, ``auth`` or ``other``. `ambiguous` is true when the command may have been carried out. When it was an
+    enqueue, `operation_ids` are those that it was to accept: enqueuing again under the same id accepts no second
+    operation while the first is live, failed, or within `done_ttl` of its end.
     """
 
     def __init__(self, message: str, *, kind: str = "connection", ambiguous: bool = False) -> None:
         super().__init__(message)
         self.kind = kind
         self.ambiguous = ambiguous
+        self.operation_ids: tuple[str, ...] = ()
 
 
 class CircuitOpenError(BrokerUnavailableError):
@@ -62,6 +72,28 @@ class CircuitOpenError(BrokerUnavailableError):
     def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
         super().__init__(message, kind="circuit_open")
         self.retry_after = retry_after
+
+
+class NotDurableError(QueueError):
+    """``durability="wait"``: accepted by the primary, but too few replicas have said in time that they have it.
+
+    The operations will be processed, unless the primary is lost before a replica has them. Enqueuing again under the
+    same `operation_id` asks again: it accepts no second operation while the first is live, failed, or within `done_ttl`
+    of its end.
+
+    Attributes:
+        operation_ids: of all operations of the call.
+        results: what the call would have returned, in their order.
+        confirmed: how many replicas have all of them.
+        replicas: how many were asked for.
+    """
+
+    def __init__(self, message: str, *, results: Sequence[dict[str, Any]], confirmed: int, replicas: int) -> None:
+        super().__init__(message)
+        self.results = list(results)
+        self.operation_ids = tuple(str(result["operation_id"]) for result in results)
+        self.confirmed = confirmed
+        self.replicas = replicas
 
 
 class UnsupportedServerError(QueueError):

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
+
+TOLD_TO_STOP: Final = "stop"
+THREADS_ABANDONED: Final = "threads_abandoned"
+MAX_OPERATIONS: Final = "max_operations"
+MAX_MEMORY: Final = "max_memory"
+STOP_REASONS: Final = (TOLD_TO_STOP, THREADS_ABANDONED, MAX_OPERATIONS, MAX_MEMORY)
+"""Why a worker drains: it was told to, too many of its threads never return, or it has reached a limit."""
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -54,7 +61,7 @@ class Enqueued(Event, frozen=True):
 
 
 class EnqueueFailed(Event, frozen=True):
-    """An enqueue call raised; nothing is known to be enqueued."""
+    """An enqueue call raised; nothing is known to be enqueued but what `Enqueued` has told just before."""
 
     queue: str
     error_type: str
@@ -123,6 +130,18 @@ class PoolUsed(Event, frozen=True):
     size: int
 
 
+class ThreadAbandoned(Event, frozen=True):
+    """A thread of a pool is still busy, `seconds` after it began, with an operation beyond its limit; told once.
+
+    `stack` is where it stands, as text of several lines: files, lines and functions, no values.
+    """
+
+    operation: OperationInfo | None  # None for a job that is no operation
+    thread: str
+    seconds: float
+    stack: str
+
+
 class LeaseLost(Event, frozen=True):
     """Another worker may run this operation now: its result here will not count."""
 
@@ -165,10 +184,14 @@ class BreakerChanged(Event, frozen=True):
 
 
 class WorkerChanged(Event, frozen=True):
-    """A worker is starting, running, draining or stopped."""
+    """A worker is starting, running, draining or stopped.
+
+    `reason` says why it drains or has stopped: one of `STOP_REASONS`.
+    """
 
     worker_id: str
     state: str
+    reason: str = ""
 
 
 class PoolStats(msgspec.Struct, frozen=True):

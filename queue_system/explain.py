@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from queue_system.broker.messages import KIND_ASYNC, KIND_SYNC, SEARCH_LIMIT, Whereabouts, WorkerRow
+from queue_system.broker.replies import whole
 from queue_system.config import QueueConfig
 from queue_system.failures import decode_body, history_of, json_object, processor_of, trace_of
 from queue_system.keys import CALLBACK_QUEUE
@@ -103,7 +104,8 @@ def explain(config: QueueConfig, operation_id: str) -> Explanation:
     state = _state(found)
     if state in {UNKNOWN, BROKEN}:
         return Explanation(operation_id, state, *_STORIES[state](_Seen(found, None, [], operation_id)))
-    operation = decode_body(found.fields.get("b", b""), config)
+    queue = found.fields.get("q", b"").decode("utf-8", "replace")
+    operation = decode_body(operation_id, queue, found.fields.get("b", b""), config)
     history = history_of([record for record in found.fields.get("hist", b"").split(b"\n") if record])
     seen = _Seen(found, operation, history, operation_id)
     error, last = json_object(found.fields.get("err", b"")), history[-1] if history else {}
@@ -147,14 +149,13 @@ class _Seen:
         self.history = history
         self.priority, _, self.queue = self.text("q").partition(":")
         claimed, _, self.worker = self.text("w").partition(" ")
-        self.claimed_at = _utc(int(claimed) / 1000) if claimed.isdigit() else None
+        self.claimed_at = _utc(whole(claimed) / 1000) if claimed.isdigit() else None
 
     def text(self, name: str) -> str:
         return self.found.fields.get(name, b"").decode("utf-8", "replace")
 
     def number(self, name: str) -> int:
-        digits = self.text(name)
-        return int(digits) if digits.isdigit() else 0
+        return whole(self.text(name))
 
     def time(self, name: str) -> datetime | None:
         return _utc(self.number(name) / 1000) if name in self.found.fields else None
@@ -331,7 +332,9 @@ def _past(seen: _Seen) -> tuple[str, ...]:
     """What has happened to it that is no attempt."""
     told = []
     if crashes := seen.number("cr"):
-        told.append(f"Its worker was lost {_times(crashes)}.")
+        is_suspect = seen.text("st") == "ready" and seen.text("al")
+        alone = " It runs next when a worker holds nothing else." if is_suspect else ""
+        told.append(f"Its worker was lost {_times(crashes)}.{alone}")
     if exhaustions := seen.number("ex"):
         told.append(f"It found no free thread in time {_times(exhaustions)}.")
     return tuple(told)

@@ -284,7 +284,7 @@ class FailureStore:
         return sum(self._config.broker.run_many([self._requeue_call(each) for each in operation_ids]))
 
     def _entry(self, row: FailureRow) -> FailureEntry:
-        operation = decode_body(row.body, self._config)
+        operation = decode_body(row.operation_id, row.queue, row.body, self._config)
         error = json_object(row.error)
         history = history_of(row.history)
         priority, _, queue = row.queue.partition(":")
@@ -324,11 +324,19 @@ def fingerprint(processor: str, error_type: str, message: str, traceback: str = 
     return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
-def decode_body(body: bytes, config: QueueConfig) -> Operation | None:
-    """The operation in a body, as large and deep as a worker takes it; None when it cannot be decoded."""
+def decode_body(operation_id: str, queue: str, raw: bytes, config: QueueConfig) -> Operation | None:
+    """The operation in a body, as large and deep and well signed as a worker takes it; None when it cannot be decoded.
+
+    Args:
+        operation_id: under which it is in Redis.
+        queue: ``{priority}:{queue}`` as its hash says; empty when that is not known.
+        raw: what is in Redis.
+        config: the queue; without signing keys a signature is not looked at.
+    """
     # A callback carries its parent's entity and result.
     max_bytes, max_depth = 2 * config.max_operation_bytes, config.max_depth + 3
     try:
+        body = config.signer.open(operation_id, queue, raw, max_bytes=max_bytes)
         return decode_operation(body, max_bytes=max_bytes, max_depth=max_depth)
     except DecodeError:
         return None

@@ -28,6 +28,12 @@ def check_queue_name(name: object) -> str:
     return name
 
 
+def is_queue(name: str) -> bool:
+    """Whether it is ``{priority}:{queue}``; what is not, nobody has enqueued to."""
+    priority, _, queue = name.partition(":")
+    return priority in PRIORITIES and _QUEUE_NAME.fullmatch(queue) is not None
+
+
 def check_priority(priority: object) -> str:
     """Return `priority`, or raise `ConfigurationError` unless it is ``high``, ``normal`` or ``low``."""
     if priority not in PRIORITIES:
@@ -58,6 +64,7 @@ class Keys:
         "reaper",
         "registry",
         "registry_version",
+        "sent_prefix",
         "system_errors",
         "wake",
         "wake_sync",
@@ -73,6 +80,7 @@ class Keys:
         self.operation_prefix = f"{prefix}op:"
         self.dedup_prefix = f"{prefix}dedup:"
         self.heartbeat_prefix = f"{prefix}worker:"
+        self.sent_prefix = f"{prefix}sent:"
         self.leases = f"{prefix}leases"
         self.delayed = f"{prefix}delayed"
         self.failures = f"{prefix}failures"

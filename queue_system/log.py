@@ -12,6 +12,9 @@ from typing import Any, Final
 
 import structlog
 
+TRACES: Final = ("stack", "exception")
+"""The fields whose text has lines of its own."""
+
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -56,11 +59,11 @@ def _hand_over(logger: Any, name: str, event_dict: Any) -> Any:
 
 
 def _render_key_values(event_dict: Any) -> str:
-    """``event key=value ...`` on one line; a traceback, if any, is indented below it."""
+    """``event key=value ...`` on one line; a stack or traceback, if any, is indented below it."""
     event = one_line(str(event_dict.pop("event", "")))
-    exception = event_dict.pop("exception", None)
+    traces = [event_dict.pop(name, None) for name in TRACES]
     text = " ".join([event, *(f"{one_line(str(name))}={value!r}" for name, value in event_dict.items())])
-    return text if exception is None else f"{text}\n{indented(str(exception))}"
+    return "\n".join([text, *(indented(str(trace)) for trace in traces if trace is not None)])
 
 
 def _has_structlog_formatter(logger: Any) -> bool:

@@ -47,6 +47,7 @@ class QueueManager(OperationFactory):
         delay: float = 0.0,
         deduplicate: bool = False,
         deduplication_window: float | None = None,
+        durability: str | None = None,
     ) -> dict[str, Any]:
         """Enqueue one operation. What is not given comes from the function's `@processor(...)`, if it has one.
 
@@ -71,6 +72,7 @@ class QueueManager(OperationFactory):
             deduplicate: use the entity's hash as the deduplication key.
             deduplication_window: seconds from the due time; by default that of the configuration (1 hour). The key
                 is free again before that when the operation ends in failures or is purged.
+            durability: ``primary`` or ``wait``; by default that of the configuration, which see.
 
         Returns:
             ``operation_id``, ``status`` (``queued``, ``scheduled`` or ``duplicate``), ``queue``, ``priority``,
@@ -79,8 +81,12 @@ class QueueManager(OperationFactory):
 
         Raises:
             InvalidOperationError: the operation cannot be enqueued as it is; the text says what to do.
-            ConfigurationError: a bad queue name or priority.
-            BrokerUnavailableError: Redis cannot serve now.
+            ConfigurationError: a bad queue name, priority or durability.
+            BrokerUnavailableError: Redis cannot serve now. It has been tried `max_connection_retries` times, and of all
+                these tries at most one was carried out. When the error is `ambiguous`, one may have been, and calling
+                again is another request: give an `operation_id` (the error has it in `operation_ids`) and a `done_ttl`
+                above the time that you go on trying, and the second is told as a duplicate of the first.
+            NotDurableError: accepted, but with ``durability="wait"`` too few replicas have confirmed it in time.
         """
         operation = self._new_operation(
             entity,
@@ -97,6 +103,7 @@ class QueueManager(OperationFactory):
             delay=delay,
             deduplicate=deduplicate,
             deduplication_window=deduplication_window,
+            durability=durability,
         )
         return self._queue_operation(operation, operation["queue"], operation["priority"], custom_serializer)
 
@@ -177,6 +184,8 @@ class QueueManager(OperationFactory):
         except StopIteration as done:
             result: T = done.value
             return result
+        finally:
+            steps.close()  # a call that was cancelled gives back what it had taken, now and not some time
 
 
 class AsyncQueueManager(OperationFactory):
@@ -272,6 +281,8 @@ class AsyncQueueManager(OperationFactory):
         except StopIteration as done:
             result: T = done.value
             return result
+        finally:
+            steps.close()  # a call that was cancelled gives back what it had taken, now and not some time
 
     @retry_with_backoff(attempts=lambda self: self.config.max_connection_retries, retry_if=worth_retrying)
     async def _connected(self) -> AsyncBroker:

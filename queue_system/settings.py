@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import ByteSize, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from queue_system.broker.clients import check_url
@@ -17,6 +17,8 @@ from queue_system.config import DEFAULT_REDIS_URL, QueueConfig
 from queue_system.errors import ConfigurationError
 from queue_system.imports import ImportPolicy, is_identifier_path
 from queue_system.keys import Keys, check_queue_name
+from queue_system.runtime.pool import ABANDON_AFTER
+from queue_system.signing import Signer
 from queue_system.worker import DEFAULT_GRACE, DEFAULT_LEASE
 
 PREFIX: Final = "QUEUE_SYSTEM_"
@@ -27,7 +29,7 @@ TRACE_ID: Final = "{trace_id}"
 """What stands in `Settings.trace_url` for a trace's id."""
 
 _FLAGS: Final = {"queue_prefix": "--prefix", "queues": "--queue"}
-_SECRET: Final = frozenset({"redis_url", "otlp_endpoint"})
+_SECRET: Final = frozenset({"redis_url", "otlp_endpoint", "signing_keys"})
 
 _Count = Annotated[int, Field(gt=0)]
 _Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
@@ -44,11 +46,23 @@ class Settings(BaseSettings):
         queue_prefix: in front of every key, ``queue:`` by default.
         connection_timeout: for connecting and for each command, 5 by default.
         backup_ttl: for which failures and system errors are kept, 7 days by default.
+        durability: ``primary`` (default) or ``wait``, as for `QueueConfig`.
+        durability_replicas: as for `QueueConfig`, 1 by default.
+        durability_timeout: as for `QueueConfig`; None for its default.
+        signing_keys: as for `QueueConfig`; None for none. Give them in the environment or with an `.env` of the
+            process's supervisor, not on a command line, where others see them.
+        require_signature: as for `QueueConfig`, true by default.
         max_workers: async operations at once, 5 by default.
         work_timeout: for an attempt of an async processor without a timeout of its own, 30 by default.
         thread_pool_size: sync operations at once, 20 by default.
         lease: after which the operations of a dead worker are taken over, 10 by default.
         grace: for which a worker that stops lets its operations finish, 30 by default.
+        abandon_after: after which a thread that still runs its operation counts as abandoned, 600 by default.
+        max_abandoned: abandoned threads at which a worker drains and ends with 75; None for all of its threads, 0 for
+            never.
+        max_operations: after which a worker drains and ends; None for no limit.
+        max_memory: bytes of its process at which a worker drains and ends, also as ``512MiB`` or ``2GB``; None for no
+            limit.
         queues: names of the only queues to serve; None for all.
         importable_modules: prefixes of modules that may be imported by name; None for the application's own only,
             ``none`` for none. The modules given to a worker on its command line are allowed in any case.
@@ -70,15 +84,24 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
-    redis_url: str = DEFAULT_REDIS_URL
+    redis_url: str = Field(default=DEFAULT_REDIS_URL, repr=False)
     queue_prefix: str = "queue:"
     connection_timeout: _Seconds = 5.0
     backup_ttl: _Seconds = 7 * 86400.0
+    durability: Literal["primary", "wait"] = "primary"
+    durability_replicas: _Count = 1
+    durability_timeout: _Seconds | None = None
+    signing_keys: tuple[str, ...] | None = Field(default=None, repr=False)
+    require_signature: bool = True
     max_workers: _Count = 5
     work_timeout: _Seconds = 30.0
     thread_pool_size: _Count = 20
     lease: _Seconds = DEFAULT_LEASE
     grace: Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)] = DEFAULT_GRACE
+    abandon_after: _Seconds = ABANDON_AFTER
+    max_abandoned: Annotated[int, Field(ge=0)] | None = None
+    max_operations: _Count | None = None
+    max_memory: Annotated[ByteSize, Field(gt=0)] | None = None
     queues: tuple[str, ...] | None = None
     importable_modules: tuple[str, ...] | None = None
     log_format: Literal["console", "json"] = "console"
@@ -120,6 +143,11 @@ class Settings(BaseSettings):
             "queue_prefix": self.queue_prefix,
             "connection_timeout": self.connection_timeout,
             "backup_ttl": self.backup_ttl,
+            "durability": self.durability,
+            "durability_replicas": self.durability_replicas,
+            "durability_timeout": self.durability_timeout,
+            "signing_keys": self.signing_keys or (),
+            "require_signature": self.require_signature,
             "importable_modules": policy,
         }
         return QueueConfig(**settings | options)
@@ -140,10 +168,24 @@ class Settings(BaseSettings):
     def _prefix(cls, value: str) -> str:
         return Keys(value).prefix
 
-    @field_validator("queues", "importable_modules", mode="before")
+    @field_validator("max_memory", mode="wrap")
+    @classmethod
+    def _size(cls, value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return parse(value)
+        except ValidationError:
+            raise ValueError("not a size such as 512MiB or 2GB") from None
+
+    @field_validator("queues", "importable_modules", "signing_keys", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("signing_keys")
+    @classmethod
+    def _keys(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        Signer(value or ())
+        return value
 
     @field_validator("queues")
     @classmethod
@@ -174,7 +216,7 @@ class Settings(BaseSettings):
             raise ValueError(f"not an address with {TRACE_ID} in it, such as http://localhost:16686/trace/{TRACE_ID}")
         return value
 
-    @field_validator("log_format", "log_level", "otlp_protocol", mode="before")
+    @field_validator("durability", "log_format", "log_level", "otlp_protocol", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value

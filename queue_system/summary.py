@@ -29,6 +29,7 @@ def metrics_summary(status: Status) -> dict[str, Any]:
     """
     metrics: dict[str, Any] = dict.fromkeys(SEED_COUNTERS, 0)
     metrics |= {name: _number(value) for name, value in status.metrics.items()}
+    metrics |= {name: 0 for name in SEED_COUNTERS if not isinstance(metrics[name], int)}  # written by someone else
     ended = metrics["processed"] + metrics["failed"]
     metrics["success_rate"] = round(100.0 * metrics["processed"] / ended, 2) if ended else 100.0
     threads = sum(size for _, size, _ in status.workers)
@@ -64,7 +65,7 @@ def unaccounted(status: Status) -> int:
 
 def unaccounted_from(metrics: dict[str, str], live: int) -> int:
     """The same from the metrics hash and the number of operations that are ready, delayed or leased."""
-    count = {name: _number(value) for name, value in metrics.items()}
+    count = {name: number for name, value in metrics.items() if isinstance(number := _number(value), int)}
     kinds = ("", "callbacks_")
     accepted = sum(count.get(f"{kind}{name}", 0) for kind in kinds for name in ("enqueued", "requeued"))
     ended = sum(count.get(f"{kind}{name}", 0) for kind in kinds for name in ("processed", "failed", "discarded"))

@@ -20,6 +20,9 @@ in real time. Give processors under test short ones, e.g. ``QueueRetryConfig.fix
 
 `drain` and `process_all` work on a real Redis as well. To share one back end between configurations, pass
 ``memory_config(server=first.clients.server)``; to try an outage, set ``config.clients.server.connected = False``.
+
+Memory has no replicas: with ``durability="wait"`` as many confirm as are asked for, so that what you test works as with
+them. To try what it does when they do not confirm, set ``config.clients.replicas = 0``.
 """
 
 from __future__ import annotations
@@ -69,6 +72,7 @@ class MemoryClients:
 
     Attributes:
         server: that server. While its ``connected`` is false, every command fails as when Redis is away.
+        replicas: how many confirm an operation with ``durability="wait"``; None (default) for all that are asked for.
 
     Raises:
         ConfigurationError: fakeredis or lupa is not installed.
@@ -78,15 +82,16 @@ class MemoryClients:
         self._make_server, self._sync_class, self._async_class = _memory_classes()
         self.server: FakeServer = self._make_server() if server is None else server
         self.address = "memory://"
+        self.replicas: int | None = None
 
     def sync(self, *, timeout: float) -> redis.Redis:  # noqa: ARG002  memory answers at once
         """See `ClientFactory`."""
-        client: redis.Redis = self._sync_class(server=self.server)
+        client: redis.Redis = self._sync_class(self, server=self.server)
         return client
 
     def aio(self, *, timeout: float) -> aioredis.Redis:  # noqa: ARG002  memory answers at once
         """See `ClientFactory`."""
-        client: aioredis.Redis = self._async_class(server=self.server)
+        client: aioredis.Redis = self._async_class(self, server=self.server)
         return client
 
 
@@ -231,11 +236,27 @@ def _memory_classes() -> tuple[Any, Any, Any]:
         ) from error
 
     class MemoryRedis(fakeredis.FakeRedis):  # type: ignore[misc]  # imported only where it is used
+        def __init__(self, clients: MemoryClients, **options: Any) -> None:
+            super().__init__(**options)
+            self._clients = clients
+
+        def pipeline(self, *args: Any, **options: Any) -> Any:
+            """One that knows WAIT, a command that fakeredis does not know."""
+            return _confirming(super().pipeline(*args, **options), self._clients)
+
         def info(self, *_: Any, **__: Any) -> dict[str, Any]:
             """What the queue asks of INFO, a command that fakeredis does not know."""
             return _info(self)
 
     class MemoryAsyncRedis(fakeredis.FakeAsyncRedis):  # type: ignore[misc]  # imported only where it is used
+        def __init__(self, clients: MemoryClients, **options: Any) -> None:
+            super().__init__(**options)
+            self._clients = clients
+
+        def pipeline(self, *args: Any, **options: Any) -> Any:
+            """As above."""
+            return _confirming(super().pipeline(*args, **options), self._clients)
+
         async def execute_command(self, *args: Any, **options: Any) -> Any:
             """Blocks for a moment only: a blocking read that was cancelled goes on in fakeredis, and takes a marker."""
             if args[0] == "BZPOPMIN":
@@ -247,6 +268,19 @@ def _memory_classes() -> tuple[Any, Any, Any]:
             return _info(self)
 
     return fakeredis.FakeServer, MemoryRedis, MemoryAsyncRedis
+
+
+def _confirming(pipeline: Any, clients: MemoryClients) -> Any:
+    """The pipeline, in which WAIT is answered with the number of replicas that confirm."""
+    stage = pipeline.execute_command
+
+    def execute_command(*args: Any, **options: Any) -> Any:
+        if args[0] == "WAIT":
+            args = ("ECHO", args[1] if clients.replicas is None else clients.replicas)
+        return stage(*args, **options)
+
+    pipeline.execute_command = execute_command
+    return pipeline
 
 
 def _info(client: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import asyncio
 import functools
 import os
 import platform
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,8 @@ from queue_system.errors import (
     WorkerStateError,
 )
 from queue_system.events import (
+    THREADS_ABANDONED,
+    TOLD_TO_STOP,
     Health,
     PoolExhausted,
     PoolStarted,
@@ -69,10 +72,11 @@ from queue_system.runtime.attempts import Attempt
 from queue_system.runtime.calling import AttemptTimeoutError, await_processor, call_processor, runs_on_loop
 from queue_system.runtime.engine import LEASE_LOST, SHUTDOWN, Engine, EngineSettings
 from queue_system.runtime.health import STOPPED
-from queue_system.runtime.incident import describe_error
+from queue_system.runtime.incident import describe_error, describe_refusal, stack_of
 from queue_system.runtime.intake import Claim
 from queue_system.runtime.lease import STALL_LIMIT
 from queue_system.runtime.pool import ABANDON_AFTER
+from queue_system.runtime.recycle import Recycling
 from queue_system.utils import circuit_breaker, retry_with_backoff, with_timeout
 
 DEFAULT_LEASE: Final = 10.0
@@ -97,7 +101,20 @@ class QueueWorker:
         max_crashes: an operation over which more workers than this have died is given up, 3 by default.
         stall_limit: seconds that the event loop may be blocked before its operations are left to others, 60.
         abandon_after: seconds after which a thread that still runs its operation counts as abandoned, 10 minutes by
-            default. A worker all of whose threads are abandoned is not ready.
+            default: more than your longest sync operation takes. One whose own `timeout` is longer may take that.
+        max_abandoned: so many abandoned threads are too many: the worker is not ready, drains and stops, since only a
+            new process gets rid of them. All of the pool's by default; 0 for never.
+        max_operations: the worker drains and stops after so many operations (callbacks included); None for no limit.
+        max_memory: and when the process takes so many bytes of memory; None for no limit. Both limits are drawn, for
+            each worker, from their last 5 %, so that a fleet does not end at once.
+
+    A worker that stops by itself is known by `wait_stopped`. What it gives back burns no attempt, except that an
+    operation whose thread is abandoned has timed out.
+
+    Attributes:
+        state: ``new``, ``running``, ``draining`` or ``stopped``.
+        stop_reason: why it drains or has stopped, one of `queue_system.events.STOP_REASONS`; empty before.
+        drained_in: seconds that draining took, once it has stopped.
 
     Raises:
         ConfigurationError: a number is out of its range, or a queue's name is bad.
@@ -116,6 +133,9 @@ class QueueWorker:
         max_crashes: int = 3,
         stall_limit: float = STALL_LIMIT,
         abandon_after: float = ABANDON_AFTER,
+        max_abandoned: int | None = None,
+        max_operations: int | None = None,
+        max_memory: int | None = None,
     ) -> None:
         self.config = config
         self.max_workers = check_count("max_workers", max_workers)
@@ -124,6 +144,12 @@ class QueueWorker:
         self.grace = check_seconds("grace", grace, zero=True)
         self.worker_id = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.state = "new"
+        self.stop_reason = ""
+        self.drained_in = 0.0
+        self._recycling = Recycling(
+            None if max_operations is None else check_count("max_operations", max_operations),
+            None if max_memory is None else check_count("max_memory", max_memory),
+        )
         self._settings = EngineSettings(
             worker_id=self.worker_id,
             max_workers=self.max_workers,
@@ -138,13 +164,19 @@ class QueueWorker:
             max_depth=config.max_depth + 3,
             queues=None if queues is None else frozenset({*map(check_queue_name, queues), CALLBACK_QUEUE}),
             abandon_after=check_seconds("abandon_after", abandon_after),
+            max_abandoned=None
+            if max_abandoned is None
+            else check_count("max_abandoned", max_abandoned, least=0, most=thread_pool_size),
+            signer=config.signer,
         )
         self._hooks = config.hooks
         self._holding: dict[int, Claim] = {}
         self._patient: set[str] = set()
         self._sync_tasks: set[asyncio.Task[None]] = set()
         self._guardian: asyncio.Task[None] | None = None
+        self._own_end: asyncio.Task[None] | None = None
         self._stopping = asyncio.Lock()
+        self._stopped = asyncio.Event()
 
     async def start(self) -> None:
         """Connect, and start to process. Returns at once; the work goes on in tasks of this event loop.
@@ -153,9 +185,11 @@ class QueueWorker:
             BrokerUnavailableError: Redis cannot be reached.
             UnsupportedServerError: it is older than 6.2.
             WorkerStateError: this worker was started before.
+            ConfigurationError: the process is beyond `max_memory` already.
         """
         if self.state != "new":
             raise WorkerStateError(f"this worker is {self.state}: make a new QueueWorker")
+        self._recycling.check()
         await asyncio.to_thread(self.config._ensure_redis_sync)  # noqa: SLF001  a named step of the configuration
         self._engine = Engine(
             self._settings,
@@ -167,6 +201,8 @@ class QueueWorker:
             command_timeout=self.config.connection_timeout,
             worker_loop=self._worker_loop,
             on_quarantine=self._quarantine,
+            recycling=self._recycling,
+            on_enough=self._end_by_itself,
         )
         self._engine.start()
         self._reader = QueueReader(self.config)
@@ -190,17 +226,45 @@ class QueueWorker:
         Args:
             grace: seconds; None for the worker's.
         """
+        await self._stop(TOLD_TO_STOP, self.grace if grace is None else grace)
+
+    async def wait_stopped(self) -> str:
+        """Wait until the worker has stopped, because it was told to or by itself, and return its `stop_reason`.
+
+        After ``threads_abandoned`` the process should end and be started again: its threads hang on to what they hold.
+        """
+        await self._stopped.wait()
+        if self._own_end is not None:
+            await asyncio.shield(self._own_end)  # raises what kept it from ending in good order
+        return self.stop_reason
+
+    async def _stop(self, reason: str, grace: float) -> None:
         async with self._stopping:
             if self.state not in {"running", "draining"}:
                 return
             if self.state == "running":
+                self.stop_reason = reason
                 self._change("draining")
-            await self._engine.stop(self.grace if grace is None else grace)
+            began = time.monotonic()
+            await self._engine.stop(grace, leave_hung=self.stop_reason == THREADS_ABANDONED)
             if self._guardian is not None and self._guardian is not asyncio.current_task():
                 self._guardian.cancel()
             self._hooks.detach(self, self._reader)
             self._reader.close()
+            self.drained_in = time.monotonic() - began
             self._change("stopped")
+            self._stopped.set()
+
+    def _end_by_itself(self, reason: str) -> None:
+        """Drain and stop, once, for a reason of the worker's own."""
+        if self.state == "running" and self._own_end is None:
+            self._own_end = asyncio.get_running_loop().create_task(self._end(reason), name="queue-system-end")
+
+    async def _end(self, reason: str) -> None:
+        try:
+            await self._stop(reason, self.grace)
+        finally:
+            self._stopped.set()
 
     def stats(self) -> WorkerStats:
         """The worker's figures now: its pool, its tasks, its event loop. May be called from any thread."""
@@ -357,11 +421,10 @@ class QueueWorker:
         item_data: bytes | None = None,
     ) -> bool:
         """A processor raised: retried by its schedule, or to the failures. Without an item: to the system errors."""
-        error = describe_error(exception)
         if item is None:
-            self._engine.attempts.reject(self._holding[worker_id], error)
+            self._engine.attempts.reject(self._holding[worker_id], describe_refusal(exception))
             return False
-        return await self._decide(self._engine.attempts.of(item), ERROR, error, redis)
+        return await self._decide(self._engine.attempts.of(item), ERROR, describe_error(exception), redis)
 
     @retry_with_backoff(max_attempts=2, base_delay=0.05)  # for a blip; what lasts has the callback's own schedule
     async def _execute_callback(self, callback_name: str, callback_module: str | None, data: dict[str, Any]) -> Any:
@@ -437,6 +500,8 @@ class QueueWorker:
                 self._finish(attempt, Success(result))
 
     def _call_in_thread(self, attempt: Attempt, function: Callable[..., Any], _: dict[str, Any]) -> Any:
+        attempt.thread = threading.get_ident()
+        self._engine.pool.expect(self._engine.limit_of(attempt))
         attempt.begin(self._engine.fetcher.server_time())
         self._hooks.on_event(PoolStarted(attempt.started - attempt.submitted))
         self._hooks.on_event(attempt.started_event)
@@ -460,16 +525,25 @@ class QueueWorker:
         """Cancelled by a stop or with the loop: given back. After a lost lease: dropped. By itself: an attempt."""
         task = asyncio.current_task()
         torn_down = task is not None and task.cancelling() > 0  # as by Ctrl-C in `asyncio.run`
-        if attempt.cancelled_for != LEASE_LOST and (attempt.cancelled_for == SHUTDOWN or torn_down):
-            self._finish(attempt, Requeue(reason=SHUTDOWN))
-        elif attempt.cancelled_for == LEASE_LOST:
+        if attempt.cancelled_for == LEASE_LOST:
             self._engine.attempts.drop(attempt)
+        elif attempt.cancelled_for == SHUTDOWN or torn_down:
+            await self._leave(attempt, redis)
         if torn_down and task is not attempt.task:
             raise asyncio.CancelledError  # this worker task is being ended, not only the processor
         if attempt.cancelled_for or torn_down:
             return False
         error = ErrorInfo("CancelledError", "the processor was cancelled, but not by the worker")
         return await self._decide(attempt, CANCELLED, error, redis)
+
+    async def _leave(self, attempt: Attempt, redis: Any) -> bool:
+        """The worker ends: the operation is given back. One whose thread is abandoned has timed out: given back, it
+        would take a thread from worker after worker, for ever.
+        """  # noqa: D205
+        if not self._engine.is_abandoned(attempt):
+            return self._finish(attempt, Requeue(reason=SHUTDOWN))
+        message = f"its thread had not returned after {time.monotonic() - attempt.started:.0f} s"
+        return await self._decide(attempt, TIMEOUT, ErrorInfo("TimeoutError", message, stack_of(attempt.thread)), redis)
 
     async def _decide(self, attempt: Attempt, cause: str, error: ErrorInfo, redis: Any) -> bool:
         """Retry or failure, by the operation's schedule."""
@@ -485,7 +559,10 @@ class QueueWorker:
 
     def _decode(self, delivery: Delivery, queue: bytes, item_data: bytes) -> Operation:
         """The operation, with what its claim says. Where the body contradicts the claim, the claim is right."""
-        item = decode_operation(item_data, max_bytes=self._settings.max_bytes, max_depth=self._settings.max_depth)
+        limit = self._settings.max_bytes
+        name = queue.decode().removeprefix(self.config.keys.prefix)
+        body = self.config.signer.open(delivery.operation_id, name, item_data, max_bytes=limit)
+        item = decode_operation(body, max_bytes=limit, max_depth=self._settings.max_depth)
         item["operation_id"] = delivery.operation_id
         if queue:
             item["queue"], item["priority"] = self.config.keys.split_ready(queue.decode())
@@ -538,7 +615,7 @@ class QueueWorker:
 
     def _change(self, state: str) -> None:
         self.state = state
-        self._hooks.on_event(WorkerChanged(self.worker_id, state))
+        self._hooks.on_event(WorkerChanged(self.worker_id, state, self.stop_reason))
 
 
 def _unknown(item: Operation) -> ErrorInfo:

@@ -68,6 +68,7 @@ EVENTS: Final = (
     _counter("leases_lost_total", "Leases of this process that others took over."),
     _counter("stale_acks_total", "Outcomes refused because the lease had been lost."),
     _counter("worker_task_failures_total", "Loops of the worker that raised and were started again.", "reason"),
+    _counter("worker_drains_total", "Times that a worker began to drain, by why.", "reason"),
     _counter("redis_errors_total", "Calls to Redis that failed.", "op", "kind"),
     _counter("telemetry_failures_total", "Listeners of telemetry that raised.", "listener"),
     _histogram("process_duration_seconds", "Time of an attempt.", DURATION_BUCKETS, "queue", "processor", "outcome"),

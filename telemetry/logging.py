@@ -19,10 +19,11 @@
 | ``callback_requeued`` | info | it was given back |
 | ``callback_stale`` | warning | its outcome was refused |
 | ``thread_pool_exhausted`` | warning | a sync operation found no free thread in time |
+| ``thread_abandoned`` | warning | a thread has not returned from its operation in time; with its stack |
 | ``lease_lost`` | warning | another worker may run this operation now |
 | ``leases_reclaimed`` | warning | operations of workers that are gone were taken over |
 | ``worker_running`` | info | a worker has started |
-| ``worker_draining`` | info | it claims no more |
+| ``worker_draining`` | info | it claims no more; with the reason |
 | ``worker_stopped`` | info | it has ended |
 | ``worker_task_failed`` | error | a loop of the worker raised, and was started again |
 | ``redis_error`` | warning | a call to Redis failed |
@@ -67,12 +68,13 @@ from queue_system.events import (
     OutcomeApplied,
     PoolExhausted,
     Reclaimed,
+    ThreadAbandoned,
     WorkerChanged,
     WorkerTaskFailed,
     current_operation,
 )
 from queue_system.hooks import Hooks
-from queue_system.log import indented, one_line
+from queue_system.log import TRACES, indented, one_line
 from queue_system.operation import KIND_CALLBACK, KIND_OPERATION
 from telemetry.tracing import current_ids
 
@@ -119,6 +121,7 @@ class LogListener(Hooks):
             PoolExhausted: lambda e: logger.warning(
                 "thread_pool_exhausted", **_ids(e.operation), waited=round(e.waited, 3)
             ),
+            ThreadAbandoned: self._on_thread_abandoned,
             LeaseLost: lambda e: logger.warning("lease_lost", operation_id=e.operation_id),
             Reclaimed: lambda e: logger.warning("leases_reclaimed", returned=e.returned, quarantined=e.quarantined),
             WorkerTaskFailed: lambda e: logger.error("worker_task_failed", task=e.task, reason=e.reason),
@@ -169,7 +172,13 @@ class LogListener(Hooks):
     def _on_worker(self, event: WorkerChanged) -> None:
         name = _WORKER_EVENTS.get(event.state)
         if name is not None:
-            self._logger.info(name, worker_id=event.worker_id)
+            self._logger.info(name, worker_id=event.worker_id, **({"reason": event.reason} if event.reason else {}))
+
+    def _on_thread_abandoned(self, event: ThreadAbandoned) -> None:
+        ids = {} if event.operation is None else _ids(event.operation)
+        self._logger.warning(
+            "thread_abandoned", **ids, thread=event.thread, seconds=round(event.seconds, 1), stack=event.stack
+        )
 
 
 def configure_logging(
@@ -231,10 +240,10 @@ def add_trace_ids(_: Any, __: str, event_dict: EventDict) -> EventDict:
 
 def redact(_: Any, __: str, event_dict: EventDict) -> EventDict:
     """Hide payloads, secrets by their field's name, and passwords in texts; escape control characters."""
-    exception = event_dict.pop("exception", None)
+    several_lines = {name: event_dict.pop(name) for name in TRACES if event_dict.get(name) is not None}
     safe: EventDict = {_text(key): _safe(key, value, 0) for key, value in event_dict.items()}
-    if exception is not None:
-        safe["exception"] = "\n".join(clean(line) for line in str(exception).split("\n"))
+    for name, text in several_lines.items():
+        safe[name] = "\n".join(clean(line) for line in str(text).split("\n"))
     return safe
 
 
@@ -291,8 +300,9 @@ def _formatter(*, as_json: bool, colours: bool) -> logging.Formatter:
 
 
 def _indent_exception(_: Any, __: str, event_dict: EventDict) -> EventDict:
-    if "exception" in event_dict:
-        event_dict["exception"] = indented(event_dict["exception"])
+    for name in TRACES:
+        if name in event_dict:
+            event_dict[name] = indented(event_dict[name])
     return event_dict
 
 

@@ -17,6 +17,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client import disable_created_metrics as _disable_created_metrics
 
 from queue_system.events import (
+    STOP_REASONS,
     AttemptFinished,
     AttemptStarted,
     BreakerChanged,
@@ -30,6 +31,7 @@ from queue_system.events import (
     PoolStarted,
     QueueView,
     Reclaimed,
+    WorkerChanged,
     WorkerTaskFailed,
     WorkerView,
 )
@@ -119,6 +121,8 @@ class EventMetrics:
     def _begin_at_zero(self) -> None:
         for reason in _LOOPS:
             self["worker_task_failures_total"].labels(reason)
+        for reason in STOP_REASONS:
+            self["worker_drains_total"].labels(reason)
         for labels in _REDIS_ERRORS:
             self["redis_errors_total"].labels(*labels)
         for listener in _LISTENERS:
@@ -177,6 +181,7 @@ class MetricsListener(Hooks):
             WorkerTaskFailed: self._on_task_failed,
             BrokerCall: self._on_broker_call,
             BrokerError: lambda event: metrics["redis_errors_total"].labels(event.operation, event.kind).inc(),
+            WorkerChanged: self._on_worker,
             BreakerChanged: self._on_breaker,
         }
         self._results: dict[str, Callable[[OutcomeApplied, _Children], None]] = {
@@ -318,6 +323,10 @@ class MetricsListener(Hooks):
 
     def _on_task_failed(self, event: WorkerTaskFailed) -> None:
         self._metrics["worker_task_failures_total"].labels(event.task.partition("-")[0]).inc()
+
+    def _on_worker(self, event: WorkerChanged) -> None:
+        if event.state == "draining":
+            self._metrics["worker_drains_total"].labels(event.reason).inc()
 
     def _on_broker_call(self, event: BrokerCall) -> None:
         histogram = self._redis.get(event.operation)

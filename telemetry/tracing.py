@@ -17,6 +17,7 @@ No payload, no result and no message of an error (it may quote a payload) is eve
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
@@ -60,7 +61,8 @@ class TracingListener(Hooks):
     def __init__(self, provider: trace.TracerProvider | None = None) -> None:
         self._tracer = trace.get_tracer("queue_system", __version__, tracer_provider=provider)
         self._running: dict[int, tuple[OperationInfo, Span]] = {}
-        self._own = provider is not None
+        self._off = provider is None
+        self._look_again = 0.0
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             AttemptFinished: self._on_finished,
             LeaseLost: self._on_lease_lost,
@@ -76,8 +78,15 @@ class TracingListener(Hooks):
         return NO_CONTEXT if self._is_off() else _AttemptSpan(self._tracer, event, self._running)
 
     def _is_off(self) -> bool:
-        """Whether nobody has set up tracing: then not even spans that do nothing are made."""
-        return not self._own and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+        """Whether nobody has set up tracing: then not even spans that do nothing are made.
+
+        Looked at every tenth of a second only: as long as there is no provider, asking for it reads the environment,
+        which would be 6 us for each operation. A provider that was set stays.
+        """
+        if self._off and (now := time.monotonic()) >= self._look_again:
+            self._look_again = now + 0.1
+            self._off = isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+        return self._off
 
     def inject(self, headers: dict[str, str]) -> None:
         """See `Hooks`."""

@@ -9,7 +9,7 @@ import redis.asyncio as aioredis
 from redis.exceptions import NoPermissionError, NoScriptError
 
 from queue_system.broker.messages import Call
-from queue_system.broker.resend import Resend, read_reply, worth_retrying
+from queue_system.broker.resend import Resend, command_of, read, refusal, unsettled, worth_retrying
 from queue_system.broker.scripts import Script, load_scripts
 from queue_system.broker.translate import CLIENT_ERRORS, translate
 from queue_system.errors import QueueError
@@ -32,9 +32,7 @@ class AsyncBroker:
 
     async def run(self, call: Call[T]) -> T:
         """Send one call, parse its reply; an idempotent call is tried again when the connection fails."""
-        resend = Resend(self._address)
-        reply = await self._attempt(call, resend)
-        return read_reply(call, reply, resend)
+        return call.parse(await self._attempt(call, Resend(self._address)))
 
     async def run_many(self, calls: Sequence[Call[Any]]) -> list[Any | QueueError]:
         """Send calls in one round trip. Each result stands alone: the parsed reply, or the error of that call.
@@ -52,14 +50,11 @@ class AsyncBroker:
         ]
 
     async def run_all(self, calls: Sequence[Call[Any]]) -> list[Any]:
-        """Send calls in one round trip; raises the first error, after all were sent. A single call as `run` does."""
+        """As `SyncBroker.run_many`: one round trip, tried again if all are idempotent; raises the first error."""
         if len(calls) == 1:
             return [await self.run(calls[0])]
-        results = await self.run_many(calls)
-        for result in results:
-            if isinstance(result, QueueError):
-                raise result
-        return results
+        replies = await self._attempt_many(calls, Resend(self._address))
+        return [read(call, reply, self._address) for call, reply in zip(calls, replies, strict=True)]
 
     async def server_version(self) -> str:
         """``redis_version`` of INFO, or an empty string where the user may not ask."""
@@ -83,29 +78,44 @@ class AsyncBroker:
         except CLIENT_ERRORS as error:
             raise resend.failed(error) from error
 
-    async def _send(self, call: Call[Any]) -> Any:
-        if call.plain:
-            return await self._client.execute_command(call.name, *call.args)
-        script = self._scripts[call.name]
+    @retry_with_backoff(
+        attempts=lambda self, calls, _: self._tries if all(call.idempotent for call in calls) else 1,
+        retry_if=worth_retrying,
+    )
+    async def _attempt_many(self, calls: Sequence[Call[Any]], resend: Resend) -> list[Any]:
         try:
-            return await self._client.execute_command("EVALSHA", script.sha, len(call.keys), *call.keys, *call.args)
+            replies = await self._send_many(calls)
+            error = refusal(calls, replies)
+            if error is not None:
+                resend.ambiguous |= any(not isinstance(reply, Exception) for reply in replies)
+                raise error
+        except CLIENT_ERRORS as error:
+            raise resend.failed(error) from error
+        return replies
+
+    async def _send(self, call: Call[Any]) -> Any:
+        try:
+            return await self._client.execute_command(*command_of(call, self._scripts))
         except NoScriptError:  # a new server, or SCRIPT FLUSH: nothing ran
-            return await self._client.execute_command("EVAL", script.source, len(call.keys), *call.keys, *call.args)
+            return await self._client.execute_command(*command_of(call, self._scripts, by_source=True))
 
     async def _send_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
         if len(calls) == 1:
             return [await self._send(calls[0])]
         pipeline = self._client.pipeline(transaction=False)
         # Loaded first: a script that is sent again after NOSCRIPT would run after the claim that must see its effect.
-        unknown = {call.name for call in calls} - self._loaded
+        unknown = {call.name for call in calls if not call.plain} - self._loaded
         for name in unknown:
             pipeline.execute_command("SCRIPT LOAD", self._scripts[name].source)
         for call in calls:
-            script = self._scripts[call.name]
-            pipeline.execute_command("EVALSHA", script.sha, len(call.keys), *call.keys, *call.args)
+            pipeline.execute_command(*command_of(call, self._scripts))
         replies: list[Any] = (await pipeline.execute(raise_on_error=False))[len(unknown) :]
         self._loaded |= unknown
-        return [
-            await self._send(call) if isinstance(reply, NoScriptError) else reply
-            for call, reply in zip(calls, replies, strict=True)
-        ]
+        again = unsettled(calls, replies)
+        if again:
+            pipeline = self._client.pipeline(transaction=False)
+            for i in again:
+                pipeline.execute_command(*command_of(calls[i], self._scripts, by_source=True))
+            for i, reply in zip(again, await pipeline.execute(raise_on_error=False), strict=True):
+                replies[i] = reply
+        return replies

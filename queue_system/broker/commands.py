@@ -6,43 +6,63 @@ list their keys, arguments and replies; this module and `replies` are the only o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from queue_system.broker import replies
+from queue_system.broker.lanes import LEAST_MEMORY, LanePool
 from queue_system.broker.messages import (
+    AUDIT_STEP,
+    AUDIT_WINDOW,
     MAX_CLAIM,
     REAP_LIMIT,
     SEARCH_LIMIT,
     Accepted,
+    AuditCounts,
     Call,
     Callback,
     Claimed,
     Completion,
     DepthReply,
     FailureRow,
+    KeyFacts,
+    ListPage,
+    MembersStep,
     NewOperation,
+    OperationFacts,
     ReadyQueue,
     Reaped,
     Status,
     Whereabouts,
 )
 from queue_system.broker.replies import to_id
+from queue_system.errors import QueueError
 from queue_system.keys import Keys, dedup_digest
 
 
 class Commands:
-    """Builds the calls for one prefix. All times in seconds."""
+    """Builds the calls for one prefix. All times in seconds.
 
-    def __init__(self, keys: Keys) -> None:
+    Args:
+        keys: of that prefix.
+        answer_memory: for which Redis keeps the answer of an enqueue, in case it is sent again.
+    """
+
+    def __init__(self, keys: Keys, *, answer_memory: float = LEAST_MEMORY) -> None:
         self.keys = keys
+        self.lanes = LanePool(keys.sent_prefix)
+        self._answer_memory = _ms(answer_memory)
 
     def enqueue(
         self, queue: str, priority: str, kind: str, operations: Iterable[NewOperation]
     ) -> Call[list[tuple[Accepted, str]]]:
-        """Accept at most `MAX_ENQUEUE` operations; for each what became of it, and the holder of a duplicate."""
-        keys = self.keys
-        args: list[Any] = [keys.prefix, f"{priority}:{queue}", kind]
+        """Accept at most `MAX_ENQUEUE` operations; for each what became of it, and the holder of a duplicate.
+
+        The call is one request, however often it is sent. It has taken a lane: give that back to `lanes` afterwards.
+        """
+        keys, lane = self.keys, self.lanes.take()
+        args: list[Any] = [keys.prefix, f"{priority}:{queue}", kind, lane.number, self._answer_memory]
         ids: list[str] = []
         for new in operations:
             ids.append(new.operation_id)
@@ -50,15 +70,18 @@ class Commands:
             args += (to_id(new.operation_id), _ms(new.delay), digest, _ms(new.dedup_window), new.body)
         return Call(
             "enqueue",
-            (keys.registry, keys.registry_version, keys.delayed, keys.metrics, keys.wake, keys.wake_sync),
+            (keys.registry, keys.registry_version, keys.delayed, keys.metrics, keys.wake, keys.wake_sync, lane.key),
             args,
             lambda reply: [replies.accepted(code, own) for code, own in zip(reply, ids, strict=True)],
-            # The first sending may have been carried out: an id that exists then is our own.
-            parse_again=lambda reply: [
-                (Accepted.QUEUED, own) if code in {b"i", "i"} else replies.accepted(code, own)
-                for code, own in zip(reply, ids, strict=True)
-            ],
+            lane=lane,
         )
+
+    def confirm(self, replicas: int, timeout: float) -> Call[int | QueueError]:
+        """Wait until so many replicas have what was sent before on this connection, so it must be one of many.
+
+        The reply says how many have it; an error stands for what hindered Redis from telling.
+        """
+        return Call("WAIT", (), [replicas, max(_ms(timeout), 1)], int, plain=True, refused=lambda error: error)
 
     def claim(
         self,
@@ -70,8 +93,12 @@ class Commands:
         registry_version: str,
         retention: float,
         worker: str = "",
+        suspect: bool = False,
     ) -> Call[Claimed]:
-        """Lease at most so many operations of the given queues, which are in the order of dispatch, to `worker`."""
+        """Lease at most so many operations of the given queues, which are in the order of dispatch, to `worker`.
+
+        With `suspect`, one during which a worker has died may be leased, and then nothing else.
+        """
         keys = self.keys
         ready = tuple(queue.key for queue in queues)
         return Call(
@@ -96,6 +123,7 @@ class Commands:
                 "".join(queue.kind for queue in queues),
                 _ms(retention),
                 worker,
+                int(suspect),
             ],
             lambda reply: replies.claimed(reply, ready, keys.ready),
             idempotent=False,
@@ -240,6 +268,8 @@ class Commands:
             (key, keys.metrics, keys.registry),
             [keys.prefix, to_id(operation_id), state],
             bool,
+            # The second sending would find no entry and say so, or put back what has failed anew in the meantime.
+            idempotent=False,
         )
 
     def purge_ready(self, queue: str, priority: str) -> Call[int]:
@@ -260,7 +290,8 @@ class Commands:
     def purge_failures(self, ids: Sequence[str] = (), *, system_errors: bool = False) -> Call[int]:
         """Delete the given entries, or the oldest 500; the reply says how many were deleted."""
         key = self.keys.system_errors if system_errors else self.keys.failures
-        return Call("purge_failures", (key,), [self.keys.prefix, *map(to_id, ids)], int)
+        # The oldest are others when it is sent again.
+        return Call("purge_failures", (key,), [self.keys.prefix, *map(to_id, ids)], int, idempotent=bool(ids))
 
     def failures(
         self, *, offset: int = 0, limit: int = 50, operation_id: str | None = None, system_errors: bool = False
@@ -317,6 +348,61 @@ class Commands:
             [keys.prefix, to_id(operation_id), _ms(alive_within), SEARCH_LIMIT],
             replies.whereabouts,
         )
+
+    def audit_counts(self, *, left_behind_after: float = 60.0) -> Call[AuditCounts]:
+        """What the sums are checked against, in one instant."""
+        keys = self.keys
+        return Call(
+            "audit_counts",
+            (
+                keys.registry,
+                keys.delayed,
+                keys.leases,
+                keys.failures,
+                keys.system_errors,
+                keys.metrics,
+                keys.depths,
+            ),
+            [keys.prefix, _ms(left_behind_after)],
+            replies.audit_counts,
+        )
+
+    def audit_list(self, name: str, page: int) -> Call[ListPage]:
+        """A page (from 0, at the tail) of the ready list ``{priority}:{queue}``."""
+        # From the tail: what is taken from the head moves nothing, and what is added is seen twice and never missed.
+        last = -1 - page * AUDIT_STEP
+        args = [self.keys.prefix, name, last - AUDIT_STEP + 1, last]
+        return Call("audit_list", (f"{self.keys.prefix}{name}",), args, replies.list_page)
+
+    def audit_members(self, key: str, state: str, cursor: int) -> Call[MembersStep]:
+        """One step over a sorted set of ids, whose operations should be in `state`."""
+        return Call("audit_members", (key,), [self.keys.prefix, state, cursor, AUDIT_STEP], replies.members_step)
+
+    def audit_operations(self, ids: Sequence[str]) -> Call[list[OperationFacts]]:
+        """What is kept of at most `AUDIT_STEP` operations, in one instant."""
+        keys = self.keys
+        return Call(
+            "audit_operations",
+            (keys.leases, keys.delayed, keys.failures, keys.system_errors),
+            [keys.prefix, *map(to_id, ids)],
+            lambda reply: replies.operation_facts(reply, ids),
+        )
+
+    def audit_keys(self, names: Sequence[str]) -> Call[list[KeyFacts]]:
+        """What at most `AUDIT_STEP` other keys are, given without the prefix."""
+        args = [self.keys.prefix, *map(to_id, names)]
+        return Call("audit_keys", (self.keys.registry,), args, lambda reply: replies.key_facts(reply, names))
+
+    def audit_twice(self, name: str, operation_id: str, places: tuple[int, int]) -> Call[bool]:
+        """Whether an id is twice in a ready list, about there; places are counted from the tail, from 1."""
+        args = [self.keys.prefix, to_id(operation_id), *places, AUDIT_WINDOW]
+        return Call("audit_twice", (f"{self.keys.prefix}{name}",), args, bool)
+
+    def scan(self, cursor: int, *, key_type: str | None = None) -> Call[tuple[int, list[str]]]:
+        """One step over the keys of this prefix: (next cursor, 0 at the end; keys)."""
+        pattern = re.sub(r"([*?\[\]\\^])", r"\\\1", self.keys.prefix) + "*"
+        args: list[Any] = [cursor, "MATCH", pattern, "COUNT", AUDIT_STEP]
+        return Call("SCAN", (), args + (["TYPE", key_type] if key_type else []), replies.scanned, plain=True)
 
     def heartbeat(self, worker: str, *, expiry: float, fields: dict[str, str]) -> Call[float]:
         """A worker says that it lives for `expiry` seconds more (0: it leaves); the reply is Redis's clock."""

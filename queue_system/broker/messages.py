@@ -5,7 +5,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+from queue_system.broker.lanes import Lane
+from queue_system.errors import QueueError
 
 T = TypeVar("T")
 
@@ -14,6 +17,8 @@ MAX_CLAIM: Final = 400
 MAX_COMPLETE: Final = 300
 MAX_RENEW: Final = 500
 REAP_LIMIT: Final = 100
+AUDIT_STEP: Final = 250  # ids that one call of an audit looks at: 2 ms of Redis
+AUDIT_WINDOW: Final = 5000  # places by which the tail of a list may move while an audit looks at it
 SEARCH_LIMIT: Final = 50_000  # ids among which the place of an operation is looked for: 1 ms of Redis, or less
 
 # The kinds of a queue's processors, as the scripts know them.
@@ -28,7 +33,8 @@ class Call(Generic[T]):
     """One request: a script's name with keys and arguments, or (no keys) a plain command.
 
     `idempotent`: may be sent again when its reply was lost. A claim must not: its lease expires instead.
-    `parse_again`: reads the reply of a call that was sent again, where that means something else.
+    `lane`: what makes an enqueue idempotent.
+    `refused`: makes the result out of an error that stands in for the reply; None when that is to be raised.
     """
 
     name: str
@@ -37,7 +43,8 @@ class Call(Generic[T]):
     parse: Callable[[Any], T]
     idempotent: bool = True
     plain: bool = False
-    parse_again: Callable[[Any], T] | None = None
+    lane: Lane | None = None
+    refused: Callable[[QueueError], T] | None = None
 
 
 class Accepted(enum.Enum):
@@ -94,7 +101,11 @@ class ReadyQueue:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A claim's reply. `next_due` is in seconds from now, None when nothing is delayed."""
+    """A claim's reply. `next_due` is in seconds from now, None when nothing is delayed.
+
+    `alone_for`: the only delivery is a suspect, which is to run alone for so many seconds; 0 when it is none.
+    `suspect_waits`: there is one at the head of a queue, which was not to be taken.
+    """
 
     now: float
     deliveries: list[Delivery]
@@ -103,6 +114,8 @@ class Claimed:
     more_sync: bool
     registry_version: str
     registry: list[ReadyQueue] | None
+    alone_for: float = 0.0
+    suspect_waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +214,88 @@ class DepthReply:
     failures: int
     system_errors: int
     metrics: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditCounts:
+    """All counts in one instant. `depths` are the counters by queue, ``{letter}:{priority}:{queue}``.
+
+    `left_behind` counts the leases that expired a while ago, and that nobody took back.
+    """
+
+    now: float
+    queues: dict[str, int]
+    delayed: int
+    leased: int
+    failures: int
+    system_errors: int
+    metrics: dict[str, str]
+    depths: dict[str, str]
+    token: str
+    left_behind: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """Ids of one page of a ready list of `length`; `strays` are those that do not belong there: (id, state, queue).
+
+    The state is empty without one, ``-`` when there is no such key, and ``!`` when that is no hash.
+    """
+
+    length: int
+    ids: list[str]
+    strays: list[tuple[str, str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class MembersStep:
+    """One step over a sorted set: `strays` are not in its state, `by_queue` counts those that are."""
+
+    cursor: int
+    seen: int
+    strays: list[str]
+    by_queue: dict[str, int]
+
+
+class OperationFacts(NamedTuple):
+    """One operation as it is kept, texts as they are (absent is empty). Times in milliseconds, clock of Redis.
+
+    A tuple, because an audit makes a million of them. `key_type` is ``hash``, ``none`` or ``other``; `ttl` is -1
+    without an expiry; the last scores are those in the sorted sets of these names, empty where it is not.
+    """
+
+    operation_id: str
+    now: int
+    latest_token: str
+    key_type: str
+    state: str
+    queue: str
+    token: str
+    deliveries: str
+    attempts: str
+    crashes: str
+    accepted_at: str
+    body_size: int
+    ttl: int
+    leases: str
+    delayed: str
+    failures: str
+    system_errors: str
+
+
+class KeyFacts(NamedTuple):
+    """A key that is no operation's. `name` is without the prefix; `ttl` in milliseconds, -1 without an expiry.
+
+    `registered`: a known queue has that name. Of a dedup key: the `holder` that it names, and `holder_state` when
+    that operation has this dedup key.
+    """
+
+    name: str
+    key_type: str
+    ttl: int
+    registered: bool
+    holder: str
+    holder_state: str
 
 
 @dataclass(frozen=True, slots=True)

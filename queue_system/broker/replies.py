@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
 
 from queue_system.broker.messages import (
+    KIND_ASYNC,
+    KIND_MIXED,
+    KIND_SYNC,
+    KIND_UNKNOWN,
     Accepted,
+    AuditCounts,
     Claimed,
     Delivery,
     DepthReply,
     DepthRow,
     FailureRow,
+    KeyFacts,
+    ListPage,
+    MembersStep,
+    OperationFacts,
     ReadyQueue,
     Status,
     Whereabouts,
     WorkerRow,
 )
 from queue_system.errors import BrokerReplyError
+from queue_system.keys import is_queue
 
+# Anybody who can write to Redis may have written a hash's numbers. What is beyond this one (in milliseconds the year
+# 9892), or no number at all, must not make a whole reply unreadable.
+_MOST: Final = 250_000_000_000_000
+_KINDS: Final = frozenset({KIND_ASYNC, KIND_SYNC, KIND_MIXED, KIND_UNKNOWN})
 _OPERATION_VALUES = 12
 _FAILURE_VALUES = 8
 _DEPTH_VALUES = 6
 _WORKER_VALUES = 7
+_OPERATION_FACTS = 14
+_KEY_FACTS = 5
 
 
 def claimed(reply: Any, ready: tuple[str, ...], ready_key: Callable[[str, str], str]) -> Claimed:
     """The reply of claim; `ready` are the lists it was asked for, `ready_key` names the list of a queue."""
-    now_ms, due, more_async, more_sync, version, registry, operations = reply
+    now_ms, due, more_async, more_sync, version, registry, operations, suspect = reply
     now = int(now_ms) / 1000
     return Claimed(
         now=now,
@@ -37,14 +54,18 @@ def claimed(reply: Any, ready: tuple[str, ...], ready_key: Callable[[str, str], 
         more_sync=bool(more_sync),
         registry_version=text(version),
         registry=_registry(registry, ready_key) if registry else None,
+        alone_for=max(0, int(suspect)) / 1000,
+        suspect_waits=int(suspect) < 0,
     )
 
 
 def _registry(flat: Any, ready_key: Callable[[str, str], str]) -> list[ReadyQueue]:
     queues = []
     for name, kind in _texts(flat).items():
-        priority, _, queue = name.partition(":")
-        queues.append(ReadyQueue(queue, priority, kind, ready_key(queue, priority)))
+        if is_queue(name):
+            priority, _, queue = name.partition(":")
+            known = kind if kind in _KINDS else KIND_UNKNOWN
+            queues.append(ReadyQueue(queue, priority, known, ready_key(queue, priority)))
     return queues
 
 
@@ -58,17 +79,18 @@ def deliveries(flat: Any, ready: tuple[str, ...], now: float) -> list[Delivery]:
 
 def _delivery(values: Sequence[Any], ready: tuple[str, ...], now: float) -> Delivery:
     raw_id, index, token, count, attempts, crashes, exhaustions, first, due, accepted_at, trace, body = values
+    now_ms = round(now * 1000)
     return Delivery(
         from_id(raw_id),
         ready[index - 1] if index else "",
         int(token),
-        int(count),
-        int(attempts),
-        int(crashes),
-        int(exhaustions),
-        int(first) / 1000,
-        int(due) / 1000,
-        int(accepted_at) / 1000,
+        whole(count),
+        whole(attempts),
+        whole(crashes),
+        whole(exhaustions),
+        whole(first, now_ms) / 1000,
+        whole(due, now_ms) / 1000,
+        whole(accepted_at, now_ms) / 1000,
         now,
         text(trace),
         as_bytes(body),
@@ -100,10 +122,10 @@ def failure_rows(flat: Any) -> list[FailureRow]:
                 text(queue),
                 text(state),
                 as_bytes(body),
-                int(attempts or 0),
+                whole(attempts),
                 as_bytes(error),
                 as_bytes(history).split(b"\n") if history else [],
-                int(failed_at or 0) / 1000,
+                whole(failed_at) / 1000,
             )
         )
     return rows
@@ -114,17 +136,21 @@ def status(reply: Any) -> Status:
     now, queues, delayed, leased, failures, system_errors, metrics, workers = reply
     return Status(
         now=int(now) / 1000,
-        queues={text(name): int(length) for name, length in zip(queues[::2], queues[1::2], strict=True)},
+        queues={name: length for name, length in _lengths(queues) if is_queue(name)},
         delayed=int(delayed),
         leased=int(leased),
         failures=int(failures),
         system_errors=int(system_errors),
         metrics=_texts(metrics),
         workers=[
-            (text(worker), int(threads), float(busy))
+            (text(worker), whole(threads), _share(busy))
             for worker, threads, busy in zip(workers[::3], workers[1::3], workers[2::3], strict=True)
         ],
     )
+
+
+def _lengths(flat: Any) -> Iterator[tuple[str, int]]:
+    return ((text(name), int(length)) for name, length in zip(flat[::2], flat[1::2], strict=True))
 
 
 def depth(reply: Any) -> DepthReply:
@@ -135,7 +161,8 @@ def depth(reply: Any) -> DepthReply:
         name, ready, delayed_there, leased_there, failed, age = rows[start : start + _DEPTH_VALUES]
         priority, _, queue = text(name).partition(":")
         counts = int(ready), int(delayed_there), int(leased_there), int(failed)
-        queues.append(DepthRow(queue, priority, *counts, oldest_age=int(age) / 1000))
+        if is_queue(text(name)):
+            queues.append(DepthRow(queue, priority, *counts, oldest_age=whole(age) / 1000))
     return DepthReply(queues, int(delayed), int(leased), int(failures), int(system_errors), _texts(metrics))
 
 
@@ -163,14 +190,84 @@ def whereabouts(reply: Any) -> Whereabouts:
     )
 
 
+def audit_counts(reply: Any) -> AuditCounts:
+    """The reply of audit_counts."""
+    now, queues, delayed, leased, failures, system_errors, metrics, depths, token, left_behind = reply
+    return AuditCounts(
+        now=int(now) / 1000,
+        queues={text(name): int(length) for name, length in zip(queues[::2], queues[1::2], strict=True)},
+        delayed=int(delayed),
+        leased=int(leased),
+        failures=int(failures),
+        system_errors=int(system_errors),
+        metrics=_texts(metrics),
+        depths=_texts(depths),
+        token=text(token),
+        left_behind=int(left_behind),
+    )
+
+
+def list_page(reply: Any) -> ListPage:
+    """The reply of audit_list."""
+    ids, strays = [from_id(raw) for raw in reply[1]], reply[2]
+    return ListPage(
+        int(reply[0]),
+        ids,
+        [
+            (ids[int(position) - 1], text(state), text(queue))
+            for position, state, queue in zip(strays[::3], strays[1::3], strays[2::3], strict=True)
+        ],
+    )
+
+
+def members_step(reply: Any) -> MembersStep:
+    """The reply of audit_members."""
+    cursor, seen, strays, tally = reply
+    by_queue = {text(queue): int(count) for queue, count in zip(tally[::2], tally[1::2], strict=True)}
+    return MembersStep(int(cursor), int(seen), [from_id(raw) for raw in strays], by_queue)
+
+
+def operation_facts(reply: Any, ids: Sequence[str]) -> list[OperationFacts]:
+    """The reply of audit_operations for these ids."""
+    now, token = int(reply[0]), text(reply[1])
+    values: list[Any] = [text(each) if isinstance(each, bytes) else each for each in reply[2]]
+    starts = range(0, len(values), _OPERATION_FACTS)
+    return [
+        OperationFacts(operation_id, now, token, *values[start : start + _OPERATION_FACTS])
+        for operation_id, start in zip(ids, starts, strict=True)
+    ]
+
+
+def key_facts(reply: Any, names: Sequence[str]) -> list[KeyFacts]:
+    """The reply of audit_keys for these names."""
+    facts = []
+    for name, start in zip(names, range(0, len(reply), _KEY_FACTS), strict=True):
+        key_type, ttl, registered, holder, state = reply[start : start + _KEY_FACTS]
+        facts.append(KeyFacts(name, text(key_type), int(ttl), bool(registered), from_id(holder), text(state)))
+    return facts
+
+
+def scanned(reply: Any) -> tuple[int, list[str]]:
+    """The reply of SCAN: next cursor, 0 at the end, and keys."""
+    return int(reply[0]), [from_id(raw) for raw in reply[1]]
+
+
 def _time(milliseconds: Any) -> float | None:
     value = float(milliseconds)
-    return None if value < 0 else value / 1000
+    return None if value < 0 else min(value, _MOST) / 1000
+
+
+def _share(value: Any) -> float:
+    try:
+        share = float(value)
+    except ValueError:
+        return 0.0
+    return min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0
 
 
 def _worker(values: Sequence[str]) -> WorkerRow:
     worker_id, *counts, queues, claims = values
-    threads, active, tasks, busy = (int(count or 0) for count in counts)
+    threads, active, tasks, busy = map(whole, counts)
     return WorkerRow(
         worker_id, threads, active, tasks, busy, frozenset(queues.split(",")) if queues else None, claims != "0"
     )
@@ -179,6 +276,15 @@ def _worker(values: Sequence[str]) -> WorkerRow:
 def _texts(flat: Any) -> dict[str, str]:
     pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
     return {text(name): text(value) for name, value in pairs}
+
+
+def whole(value: Any, otherwise: int = 0) -> int:
+    """A count or time that a hash holds, which anybody may have written: `otherwise` for what is none."""
+    try:
+        number = int(value)
+    except ValueError:
+        return otherwise
+    return number if 0 <= number <= _MOST else otherwise
 
 
 def text(value: bytes | str) -> str:

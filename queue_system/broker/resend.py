@@ -1,10 +1,14 @@
-"""When a call may be sent again, and how its answer is then to be read. Shared by both brokers."""
+"""When calls may be sent again, and how their replies are read. Shared by both brokers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from redis.exceptions import NoScriptError
+
 from queue_system.broker.messages import Call
+from queue_system.broker.scripts import Script
 from queue_system.broker.translate import RETRYABLE, translate
 from queue_system.errors import BrokerUnavailableError, QueueError
 
@@ -21,10 +25,20 @@ class Resend:
         self.ambiguous = False
 
     def failed(self, error: Exception) -> QueueError:
-        """The package's error for a client's, remembered."""
+        """The package's error for a client's. It is ambiguous when this or an earlier try was."""
         translated = translate(error, self._address)
-        self.ambiguous |= isinstance(translated, BrokerUnavailableError) and translated.ambiguous
+        if isinstance(translated, BrokerUnavailableError):
+            self.ambiguous = translated.ambiguous = translated.ambiguous or self.ambiguous
         return translated
+
+
+def command_of(call: Call[Any], scripts: Mapping[str, Script], *, by_source: bool = False) -> tuple[Any, ...]:
+    """The command that carries out a call: a script by its digest, or by its source where the server lacks it."""
+    if call.plain:
+        return (call.name, *call.args)
+    script = scripts[call.name]
+    how, which = ("EVAL", script.source) if by_source else ("EVALSHA", script.sha)
+    return (how, which, len(call.keys), *call.keys, *call.args)
 
 
 def worth_retrying(error: BaseException) -> bool:
@@ -32,7 +46,23 @@ def worth_retrying(error: BaseException) -> bool:
     return isinstance(error, BrokerUnavailableError) and error.kind in RETRYABLE
 
 
-def read_reply(call: Call[T], reply: Any, resend: Resend) -> T:
-    """Parse the reply, with regard to whether an earlier try may have been carried out."""
-    parse = call.parse_again if resend.ambiguous and call.parse_again is not None else call.parse
-    return parse(reply)
+def refusal(calls: Sequence[Call[Any]], replies: Sequence[Any]) -> Exception | None:
+    """The first error among the replies that does not stand for a result."""
+    found = zip(calls, replies, strict=True)
+    return next((reply for call, reply in found if isinstance(reply, Exception) and call.refused is None), None)
+
+
+def read(call: Call[T], reply: Any, address: str) -> T:
+    """The result of one of many calls, whose reply is an error only if that has a meaning."""
+    if isinstance(reply, Exception) and call.refused is not None:
+        return call.refused(translate(reply, address))
+    return call.parse(reply)
+
+
+def unsettled(calls: Sequence[Call[Any]], replies: Sequence[Any]) -> list[int]:
+    """Which of many calls are to be sent again, because the server did not know a script.
+
+    Those, and the plain ones with them: what is said about others must come after them, on their connection.
+    """
+    unknown = [isinstance(reply, NoScriptError) for reply in replies]
+    return [i for i, call in enumerate(calls) if unknown[i] or call.plain] if any(unknown) else []

@@ -9,7 +9,7 @@ import redis
 from redis.exceptions import NoScriptError
 
 from queue_system.broker.messages import Call
-from queue_system.broker.resend import Resend, read_reply, worth_retrying
+from queue_system.broker.resend import Resend, command_of, read, refusal, unsettled, worth_retrying
 from queue_system.broker.scripts import Script, load_scripts
 from queue_system.broker.translate import CLIENT_ERRORS, translate
 from queue_system.utils import retry_with_backoff
@@ -35,22 +35,17 @@ class SyncBroker:
 
     def run(self, call: Call[T]) -> T:
         """Send one call, parse its reply; an idempotent call is tried again when the connection fails."""
-        resend = Resend(self._address)
-        reply = self._attempt(call, resend)
-        return read_reply(call, reply, resend)
+        return call.parse(self._attempt(call, Resend(self._address)))
 
     def run_many(self, calls: Sequence[Call[T]]) -> list[T]:
-        """Send calls in one round trip; raises the first error, after all were sent."""
+        """Send calls in one round trip, on one connection; raises the first error, after all were sent.
+
+        All of them are tried again when the connection fails, if all are idempotent.
+        """
         if len(calls) == 1:
             return [self.run(calls[0])]
-        try:
-            replies = self._send_many(calls)
-        except CLIENT_ERRORS as error:
-            raise translate(error, self._address) from error
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise translate(reply, self._address) from reply
-        return [call.parse(reply) for call, reply in zip(calls, replies, strict=True)]
+        replies = self._attempt_many(calls, Resend(self._address))
+        return [read(call, reply, self._address) for call, reply in zip(calls, replies, strict=True)]
 
     def server_version(self) -> str:
         """``redis_version`` of INFO, or an empty string where the user may not ask."""
@@ -74,22 +69,38 @@ class SyncBroker:
         except CLIENT_ERRORS as error:
             raise resend.failed(error) from error
 
-    def _send(self, call: Call[Any]) -> Any:
-        if call.plain:
-            return self._client.execute_command(call.name, *call.args)
-        script = self._scripts[call.name]
+    @retry_with_backoff(
+        attempts=lambda self, calls, _: self._tries if all(call.idempotent for call in calls) else 1,
+        retry_if=worth_retrying,
+    )
+    def _attempt_many(self, calls: Sequence[Call[Any]], resend: Resend) -> list[Any]:
         try:
-            return self._client.execute_command("EVALSHA", script.sha, len(call.keys), *call.keys, *call.args)
+            replies = self._send_many(calls)
+            error = refusal(calls, replies)
+            if error is not None:
+                resend.ambiguous |= any(not isinstance(reply, Exception) for reply in replies)
+                raise error
+        except CLIENT_ERRORS as error:
+            raise resend.failed(error) from error
+        return replies
+
+    def _send(self, call: Call[Any]) -> Any:
+        try:
+            return self._client.execute_command(*command_of(call, self._scripts))
         except NoScriptError:  # a new server, or SCRIPT FLUSH: nothing ran
-            return self._client.execute_command("EVAL", script.source, len(call.keys), *call.keys, *call.args)
+            return self._client.execute_command(*command_of(call, self._scripts, by_source=True))
 
     def _send_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        replies = self._pipeline(calls)
+        again = unsettled(calls, replies)
+        if again:
+            for i, reply in zip(again, self._pipeline([calls[i] for i in again], by_source=True), strict=True):
+                replies[i] = reply
+        return replies
+
+    def _pipeline(self, calls: Sequence[Call[Any]], *, by_source: bool = False) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
         for call in calls:
-            script = self._scripts[call.name]
-            pipeline.execute_command("EVALSHA", script.sha, len(call.keys), *call.keys, *call.args)
+            pipeline.execute_command(*command_of(call, self._scripts, by_source=by_source))
         replies: list[Any] = pipeline.execute(raise_on_error=False)
-        return [
-            self._send(call) if isinstance(reply, NoScriptError) else reply
-            for call, reply in zip(calls, replies, strict=True)
-        ]
+        return replies

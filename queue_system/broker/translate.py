@@ -46,13 +46,22 @@ _ADVICE: Final = {
 }
 
 
+_LACKS_A_RIGHT: Final = "this ACL user lacks a right: docs/security.md has the users of producers, workers and auditors"
+
+
+_UNTRUSTED: Final = (
+    "its certificate is not trusted: name the authority's with ?ssl_ca_certs=FILE, and the host as the certificate does"
+)
+
+
 def translate(error: Exception, address: str) -> QueueError:
     """The package's error for a client's; `address` is the server's, without its password."""
     kind = error_kind(error)
     if kind is None:
-        return BrokerReplyError(f"Redis at {address} refused a command: {error}")
+        advice = f" ({_LACKS_A_RIGHT})" if _is_denied(error) else ""
+        return BrokerReplyError(f"Redis at {address} refused a command: {error}{advice}")
     return BrokerUnavailableError(
-        f"Redis at {address}: {_first_line(error)} ({_ADVICE.get(kind, 'unavailable')})",
+        f"Redis at {address}: {_first_line(error)} ({_advice(kind, error)})",
         kind=kind,
         ambiguous=kind in ("connection", "timeout") and not _never_sent(error),
     )
@@ -72,6 +81,16 @@ def error_kind(error: Exception) -> str | None:
         text = str(error)
         return next((kind for word, kind in _TRANSIENT_REPLIES.items() if _says(text, error, word)), None)
     return "connection"
+
+
+def _advice(kind: str, error: Exception) -> str:
+    return _UNTRUSTED if "CERTIFICATE_VERIFY_FAILED" in str(error) else _ADVICE.get(kind, "unavailable")
+
+
+def _is_denied(error: Exception) -> bool:
+    # Within a script it is an error of the script, whose words differ from version to version.
+    inside = "ACL failure in script", "NOPERM", "The user executing the script"
+    return isinstance(error, rex.NoPermissionError) or any(words in str(error) for words in inside)
 
 
 def _says(text: str, error: Exception, word: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from queue_system import __version__
-from queue_system.cli import enqueue, exits, explain, failures, logs, status, worker
+from queue_system.cli import audit, enqueue, exits, explain, failures, logs, status, worker
 from queue_system.cli.options import RedisUrl
 from queue_system.cli.terminal import PROGRAM, print_error
 from queue_system.errors import QueueError
@@ -32,10 +32,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command(epilog=exits.EPILOG)(worker.worker)
+app.command(epilog=exits.WORKER_EPILOG)(worker.worker)
 app.command(epilog=exits.EPILOG)(enqueue.enqueue)
 app.command(epilog=exits.EPILOG)(status.status)
 app.command(epilog=exits.EPILOG)(explain.explain)
+app.command(epilog=exits.AUDIT_EPILOG)(audit.audit)
 app.add_typer(failures.app)
 
 # typer has click inside since 0.2x and beside it before: this is the class of usage errors in both.

@@ -18,10 +18,11 @@ from typing import Annotated, Any, Final
 import typer
 
 from queue_system.cli import logs
-from queue_system.cli.exits import OK, UsageError
+from queue_system.cli.exits import OK, RESTART, UsageError
 from queue_system.cli.options import Prefix, RedisUrl
 from queue_system.cli.terminal import PROGRAM
 from queue_system.errors import BrokerUnavailableError
+from queue_system.events import MAX_MEMORY, MAX_OPERATIONS, THREADS_ABANDONED, TOLD_TO_STOP
 from queue_system.imports import is_identifier_path
 from queue_system.registry import default_registry
 from queue_system.settings import Settings
@@ -32,6 +33,13 @@ EXIT_LIMIT: Final = 1.0
 """Seconds for the interpreter to end once all is drained; threads that never return would hold it up for ever."""
 
 _TRACEBACK_LINES: Final = 6
+
+_WHY: Final = {
+    TOLD_TO_STOP: "",
+    THREADS_ABANDONED: ", too many of its threads never return: restart it",
+    MAX_OPERATIONS: ", after its --max-operations",
+    MAX_MEMORY: ", at its --max-memory",
+}
 
 
 def worker(
@@ -62,6 +70,36 @@ def worker(
         typer.Option(
             metavar="SECONDS",
             help="After which the operations of a dead worker are taken over (default: 10)",
+            show_default=False,
+        ),
+    ] = None,
+    abandon_after: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="After which a thread that still runs its operation counts as abandoned (default: 600)",
+            show_default=False,
+        ),
+    ] = None,
+    max_abandoned: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Drain and exit with 75 when so many threads are abandoned; 0: never (default: all)",
+            show_default=False,
+        ),
+    ] = None,
+    max_operations: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Drain and exit with 0 after so many operations (default: no limit)", show_default=False
+        ),
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Drain and exit with 0 when the process takes so much, e.g. 512MiB (default: no limit)",
             show_default=False,
         ),
     ] = None,
@@ -117,7 +155,7 @@ def worker(
     redis_url: RedisUrl = None,
     prefix: Prefix = None,
 ) -> None:
-    """Process operations until SIGTERM or Ctrl-C, then drain; a second signal stops at once.
+    """Process operations until SIGTERM, Ctrl-C or a limit, then drain; a second signal stops at once.
 
     The modules are imported, with the working directory on the path.
 
@@ -131,6 +169,10 @@ def worker(
         work_timeout=work_timeout,
         grace=grace,
         lease=lease,
+        abandon_after=abandon_after,
+        max_abandoned=max_abandoned,
+        max_operations=max_operations,
+        max_memory=max_memory,
         queues=queues,
         log_format=log_format,
         log_level=log_level,
@@ -152,9 +194,14 @@ def worker(
             queues=settings.queues,
             lease=settings.lease,
             grace=settings.grace,
+            abandon_after=settings.abandon_after,
+            max_abandoned=settings.max_abandoned,
+            max_operations=settings.max_operations,
+            max_memory=settings.max_memory,
         )
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(queue_worker, settings, wait_for_redis))
+            code = runner.run(_serve(queue_worker, settings, wait_for_redis))
+    raise typer.Exit(code)
 
 
 def import_modules(modules: Sequence[str]) -> None:
@@ -200,8 +247,8 @@ class StopSignals:
             os._exit(128 + number)
 
 
-async def _serve(worker: QueueWorker, settings: Settings, wait_for_redis: float) -> None:
-    """Start the worker, wait for a signal, drain it."""
+async def _serve(worker: QueueWorker, settings: Settings, wait_for_redis: float) -> int:
+    """Start the worker, wait for a signal or its own end, drain it; the exit code."""
     signals = StopSignals()
     signals.install()
     with logs.observed(worker, settings) as observed:
@@ -210,11 +257,21 @@ async def _serve(worker: QueueWorker, settings: Settings, wait_for_redis: float)
             known = len(default_registry.names())
             processors = f"{known} processor{'' if known == 1 else 's'}"
             _say(f"worker {worker.worker_id} ready: {worker.config.clients.address}, {processors}{observed}")
-            await signals.asked.wait()
-            began = time.monotonic()
-            await worker.stop()
-            _say(f"worker {worker.worker_id} drained in {time.monotonic() - began:.1f} s")
-    _limit_exit()
+            took = await _drain_in_time(worker, signals.asked)
+            _say(f"worker {worker.worker_id} drained in {took:.1f} s{_WHY[worker.stop_reason]}")
+    code = RESTART if worker.stop_reason == THREADS_ABANDONED else OK
+    _limit_exit(code)
+    return code
+
+
+async def _drain_in_time(worker: QueueWorker, asked: asyncio.Event) -> float:
+    """Wait until the worker drains, as a signal or a limit of its own has it; how many seconds that took."""
+    ended, told = asyncio.create_task(worker.wait_stopped()), asyncio.create_task(asked.wait())
+    await asyncio.wait([ended, told], return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    await worker.stop()
+    await ended
+    return worker.drained_in
 
 
 async def _start(worker: QueueWorker, asked: asyncio.Event, wait_for_redis: float) -> None:
@@ -236,10 +293,10 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _limit_exit() -> None:
+def _limit_exit(code: int) -> None:
     def end() -> None:
         time.sleep(EXIT_LIMIT)
-        os._exit(OK)
+        os._exit(code)
 
     threading.Thread(target=end, name="queue-system-exit", daemon=True).start()
 

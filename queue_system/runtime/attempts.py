@@ -33,6 +33,7 @@ from queue_system.runtime.callbacks import callback_for
 from queue_system.runtime.finish import Outbox, Settlement, attempt_outcome
 from queue_system.runtime.incident import attempt_record
 from queue_system.runtime.intake import Claim
+from queue_system.signing import UNSIGNED, Signer
 
 DEFAULT_RETRY: Final = QueueRetryConfig()
 NO_ERROR: Final = ErrorInfo("", "")
@@ -42,12 +43,12 @@ _NEXT: Final = {Success: "done", Retry: "retry", Failure: "failed", Requeue: "re
 
 class Attempt:
     """One attempt. `task` runs an async processor; `cancelled_for` says why it was cancelled from outside; `called`
-    is true once the processor was called.
+    is true once the processor was called; `thread` is the ident of the thread in which a sync one was.
     """  # noqa: D205
 
     __slots__ = (
         "called", "cancelled_for", "cause", "claim", "error", "info", "item", "retry", "started", "started_at",
-        "submitted", "task", "wait",
+        "submitted", "task", "thread", "wait",
     )  # fmt: skip
 
     def __init__(self, item: Operation, claim: Claim | None, info: OperationInfo, now: float) -> None:
@@ -60,15 +61,16 @@ class Attempt:
         self.submitted = time.monotonic()
         self.task: asyncio.Task[Any] | None = None
         self.cancelled_for = ""
+        self.thread = 0
         self.begin(now)
         self.called = False
 
     def begin(self, now: float) -> None:
         """The processor is called now; `now` is on the clock of Redis."""
-        self.called = True
         self.started = time.monotonic()
         self.started_at = now
         self.wait = max(0.0, now - self.item.get("ready_at", now))
+        self.called = True  # last: the event loop asks for how long it has been, from another thread
 
     @property
     def key(self) -> tuple[str, int]:
@@ -123,6 +125,7 @@ class Attempts:
         max_bytes: limit of a callback's size.
         max_depth: limit of a callback's nesting.
         on_outcome: called when an outcome waits in the outbox.
+        signer: signs callbacks.
     """
 
     def __init__(
@@ -135,6 +138,7 @@ class Attempts:
         max_bytes: int,
         max_depth: int,
         on_outcome: Callable[[], None],
+        signer: Signer = UNSIGNED,
     ) -> None:
         self._worker_id = worker_id
         self._hooks = hooks
@@ -143,7 +147,10 @@ class Attempts:
         self._max_bytes = max_bytes
         self._max_depth = max_depth
         self._on_outcome = on_outcome
+        self._signer = signer
         self._running: dict[tuple[str, int], Attempt] = {}
+        self.made = 0
+        """How many have ended of those that called a processor."""
 
     def __len__(self) -> int:
         return len(self._running)
@@ -164,7 +171,8 @@ class Attempts:
 
     def close(self, attempt: Attempt) -> None:
         """End the account of an attempt."""
-        self._running.pop(attempt.key, None)
+        if self._running.pop(attempt.key, None) is not None and attempt.called:
+            self.made += 1
 
     @contextmanager
     def closing(self, attempt: Attempt) -> Iterator[None]:
@@ -206,6 +214,7 @@ class Attempts:
                 headers or attempt.info.headers,  # without an attempt's span it belongs to the producer's
                 max_bytes=self._max_bytes,
                 max_depth=self._max_depth,
+                signer=self._signer,
             ),
             age=max(0.0, ended - attempt.item.get("accepted_at", ended)),
         )

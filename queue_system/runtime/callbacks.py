@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -21,14 +22,21 @@ from queue_system.operation import (
     nesting_exceeds,
 )
 from queue_system.outcome import Failure, Outcome, Success
+from queue_system.signing import UNSIGNED, Signer
 
 TOO_LARGE: Final = "<left out: larger than the limit of an operation>"
 
 
 def callback_for(
-    item: Operation, outcome: Outcome, headers: dict[str, str], *, max_bytes: int, max_depth: int
+    item: Operation,
+    outcome: Outcome,
+    headers: dict[str, str],
+    *,
+    max_bytes: int,
+    max_depth: int,
+    signer: Signer = UNSIGNED,
 ) -> Callback | None:
-    """The callback that an outcome asks for, if any.
+    """The callback that an outcome asks for, if any, signed by `signer`.
 
     Its data is ``{"operation_id", "queue", "priority", "processor", "entity", "attempts"}`` with ``"result"`` after a
     success, and ``"reason"`` and ``"error": {"type", "message"}`` after a failure. A result without a JSON form is
@@ -51,7 +59,8 @@ def callback_for(
         data["attempts"] -= not outcome.attempted
         data["reason"] = outcome.reason
         data["error"] = {"type": outcome.error.type, "message": outcome.error.message}
-    return _build(item, target, data, headers, max_bytes, max_depth)
+    made = _build(item, target, data, headers, max_bytes, max_depth)
+    return replace(made, body=signer.seal(made.operation_id, f"{made.priority}:{made.queue}", made.body))
 
 
 def _target(item: Operation, outcome: Outcome) -> tuple[str, str | None] | None:

@@ -14,6 +14,9 @@ from queue_system.broker.commands import Commands
 from queue_system.broker.messages import KIND_ASYNC, KIND_MIXED, KIND_SYNC, Delivery
 from queue_system.errors import BrokerUnavailableError, QueueError
 from queue_system.events import (
+    MAX_MEMORY,
+    MAX_OPERATIONS,
+    THREADS_ABANDONED,
     BrokerError,
     Health,
     LeaseLost,
@@ -29,10 +32,13 @@ from queue_system.runtime.fetch import MAX_BLOCK, Fetcher
 from queue_system.runtime.finish import Outbox
 from queue_system.runtime.health import Signs, judge
 from queue_system.runtime.intake import Claim, Intake
+from queue_system.runtime.isolation import Isolation
 from queue_system.runtime.lease import Broker, LeaseKeeper
 from queue_system.runtime.loops import SupervisedLoop
 from queue_system.runtime.pool import ABANDON_AFTER, ThreadPool
 from queue_system.runtime.reaper import Reaper
+from queue_system.runtime.recycle import Recycling
+from queue_system.signing import UNSIGNED, Signer
 from queue_system.utils import CircuitBreaker
 
 BEAT_INTERVAL: Final = 0.5
@@ -61,6 +67,8 @@ class EngineSettings:
     max_depth: int
     queues: frozenset[str] | None = None
     abandon_after: float = ABANDON_AFTER
+    max_abandoned: int | None = None
+    signer: Signer = UNSIGNED
 
     @property
     def reap_interval(self) -> float:
@@ -81,12 +89,16 @@ class Engine:
         worker_loop: the loop of one worker task, given its number. The last number is that of the dispatcher, which
             hands sync operations to the pool.
         on_quarantine: given each operation over which too many workers have died.
+        recycling: when the worker has done enough.
+        on_enough: told, perhaps again and again, why the worker should drain and end.
     """
 
     def __init__(
         self,
         settings: EngineSettings,
         *,
+        recycling: Recycling,
+        on_enough: Callable[[str], None],
         commands: Commands,
         hooks: Hooks,
         breaker: CircuitBreaker,
@@ -99,15 +111,21 @@ class Engine:
         self.settings = settings
         self._hooks = hooks
         self._on_quarantine = on_quarantine
+        self._recycling = recycling
+        self._on_enough = on_enough
         self._loop = asyncio.get_running_loop()
         self._broker = new_broker(command_timeout)
         self._waiter = new_broker(MAX_BLOCK + command_timeout)
         self.pool = ThreadPool(
             settings.thread_pool_size, abandon_after=settings.abandon_after, on_capacity=self._changed
         )
-        self.intake = Intake(settings.max_workers, lambda: self.pool.limit, self._changed)
-        self.callback_pool = ThreadPool(CALLBACK_THREADS, name="queue-system-callbacks")
+        isolation = Isolation(self._changed_later, patience=settings.lease)
+        self.intake = Intake(settings.max_workers, lambda: self.pool.limit, self._changed, isolation)
+        self.callback_pool = ThreadPool(
+            CALLBACK_THREADS, abandon_after=settings.abandon_after, name="queue-system-callbacks"
+        )
         self._drained = asyncio.Event()
+        self._leaves_hung = False
         self._ending = False
         self._last_account = (0.0, 0.0)
         self._utilization = self._lag = 0.0
@@ -140,6 +158,7 @@ class Engine:
             self.outbox,
             free_slots=self.intake.free,
             on_claimed=self._claimed,
+            isolation=isolation,
             hooks=hooks,
             breaker=breaker,
             lease=settings.lease,
@@ -155,6 +174,7 @@ class Engine:
             max_bytes=settings.max_bytes,
             max_depth=settings.max_depth,
             on_outcome=self.fetcher.notify,
+            signer=settings.signer,
         )
         reaper = Reaper(
             self._broker,
@@ -204,20 +224,23 @@ class Engine:
 
     def health(self, state: str) -> Health:
         """Whether the worker is alive and ready; from any thread."""
+        return judge(self._signs(state))
+
+    def _signs(self, state: str) -> Signs:
         turning_since = self.fetcher.turning_since
         pool = self.pool.stats()
-        return judge(
-            Signs(
-                state=state,
-                # The last part of a stop is without these loops, and healthy.
-                loop_blocked_for=0.0 if self._ending else self.leases.stalled_for,
-                loops_down=() if self._ending else tuple(loop.name for loop in self._service_loops if not loop.alive),
-                turning_for=None if turning_since is None else time.monotonic() - turning_since,
-                without_contact_for=time.time() - self.leases.last_contact,
-                breaker=self._breaker.state,
-                threads=pool.size,
-                threads_abandoned=pool.abandoned,
-            )
+        return Signs(
+            state=state,
+            # The last part of a stop is without these loops, and healthy.
+            loop_blocked_for=0.0 if self._ending else self.leases.stalled_for,
+            loops_down=() if self._ending else tuple(loop.name for loop in self._service_loops if not loop.alive),
+            turning_for=None if turning_since is None else time.monotonic() - turning_since,
+            without_contact_for=time.time() - self.leases.last_contact,
+            breaker=self._breaker.state,
+            threads=pool.size,
+            threads_abandoned=pool.abandoned,
+            abandoned_limit=self.settings.max_abandoned or 0,
+            callback_threads_abandoned=self.callback_pool.stats().abandoned >= CALLBACK_THREADS,
         )
 
     def start(self) -> None:
@@ -226,15 +249,21 @@ class Engine:
         for loop in (*self._service_loops, *self.worker_loops):
             loop.start()
 
-    async def stop(self, grace: float) -> None:
+    async def stop(self, grace: float, *, leave_hung: bool = False) -> None:
         """Drain for at most `grace` seconds, give back the rest, end everything.
 
         The order: claim no more; give back what no task has taken; let the rest finish; cancel what has not, and
         give it back; write the last outcomes; only then end renewal, so that no lease runs out on the way.
+
+        Args:
+            grace: seconds.
+            leave_hung: do not wait for operations whose thread is abandoned, nor for those that have no thread.
         """
+        self._leaves_hung = leave_hung
         await self.fetcher.stop_claiming()
         self._give_back_waiting()
         await self._wait_until_drained(grace)
+        self._leaves_hung = False  # from here on each of them is brought to its end
         self._give_back_waiting()
         await self._cancel_running()
         await self.fetcher.flush(CANCEL_GRACE)
@@ -276,6 +305,8 @@ class Engine:
         self.intake.done(claim)
         if not claim.settled:
             self.leases.remove(claim.delivery.operation_id, claim.delivery.token)
+        if self._recycling.due_by_operations(self.attempts.made):
+            self._on_enough(MAX_OPERATIONS)
 
     def hand_over(self, attempt: Attempt) -> None:
         """The attempt goes to the pool: its slot is one of the pool's, and `taken_from_pool` frees it."""
@@ -288,6 +319,16 @@ class Engine:
         self.attempts.close(attempt)
         if attempt.claim is not None:
             self.done(attempt.claim)
+
+    def limit_of(self, attempt: Attempt) -> float:
+        """Seconds after which the thread of a sync attempt counts as abandoned: a longer timeout of its own counts."""
+        return max(self.settings.abandon_after, attempt.item.get("timeout") or 0.0)
+
+    def is_abandoned(self, attempt: Attempt) -> bool:
+        """Whether a sync attempt has had its thread for longer than its limit."""
+        if attempt.info.is_async or not attempt.called:
+            return False
+        return time.monotonic() - attempt.started > self.limit_of(attempt)
 
     def reroute(self, attempt: Attempt) -> bool:
         """An async operation came on the lane of sync ones: its claim goes to the worker tasks, which start anew."""
@@ -311,13 +352,25 @@ class Engine:
         self._on_quarantine(Claim(delivery, sync=False))
 
     def _changed(self) -> None:
-        if self.intake.held == 0:
+        if self.intake.held <= self._left_behind():
             self._drained.set()
         self.fetcher.notify()
 
+    def _left_behind(self) -> int:
+        """How many of the held operations a drain does not wait for."""
+        if not self._leaves_hung:
+            return 0
+        return sum(
+            self.is_abandoned(attempt) or not (attempt.info.is_async or attempt.called)
+            for attempt in self.attempts.all()
+        )
+
+    def _changed_later(self, seconds: float) -> None:
+        self._loop.call_later(seconds, self._changed)
+
     async def _wait_until_drained(self, timeout: float) -> None:
         self._drained.clear()
-        if self.intake.held:
+        if self.intake.held > self._left_behind():
             try:
                 async with asyncio.timeout(timeout):
                     await self._drained.wait()
@@ -344,9 +397,22 @@ class Engine:
     async def _beat(self) -> None:
         while True:
             self.leases.beat()
+            self._watch()
             began = time.monotonic()
             await asyncio.sleep(BEAT_INTERVAL)
             self._lag = max(0.0, time.monotonic() - began - BEAT_INTERVAL)
+
+    def _watch(self) -> None:
+        """Tell of threads that do not return, and whether there are too many, or the process has grown too large."""
+        abandoned = [*self.pool.report_abandoned(), *self.callback_pool.report_abandoned()]
+        for event in abandoned:
+            self._hooks.on_event(event)
+        if abandoned and self._leaves_hung:
+            self._changed()
+        if self.settings.max_abandoned != 0 and self._signs("").too_many_abandoned:
+            self._on_enough(THREADS_ABANDONED)
+        elif self._recycling.due_by_memory():
+            self._on_enough(MAX_MEMORY)
 
     def _describe(self) -> dict[str, str]:
         """The heartbeat's fields: whom it serves, and how busy it is; `utilization` is since the last one."""

@@ -23,6 +23,7 @@ from queue_system.events import (
 from queue_system.hooks import Hooks
 from queue_system.keys import PRIORITIES
 from queue_system.runtime.finish import Outbox, Settlement
+from queue_system.runtime.isolation import Isolation
 from queue_system.utils import CircuitBreaker
 
 MAX_BLOCK: Final = 2.0
@@ -36,10 +37,11 @@ MAX_BACKOFF: Final = 2.0
 
 @dataclass(slots=True)
 class Slots:
-    """How many operations may be claimed now."""
+    """How many operations may be claimed now, and whether a suspect may be (see `isolation`)."""
 
     for_async: int
     for_sync: int
+    suspect: bool = False
 
     def __bool__(self) -> bool:
         return self.for_async > 0 or self.for_sync > 0
@@ -55,6 +57,7 @@ class Fetcher:
         outbox: what has ended.
         free_slots: asked before each claim.
         on_claimed: given the deliveries, each with the kind of its queue.
+        isolation: told of suspects.
         hooks: told of round trips and errors.
         breaker: opens while Redis is away.
         lease: seconds.
@@ -72,6 +75,7 @@ class Fetcher:
         *,
         free_slots: Callable[[], Slots],
         on_claimed: Callable[[Sequence[tuple[Delivery, str]]], None],
+        isolation: Isolation,
         hooks: Hooks,
         breaker: CircuitBreaker,
         lease: float,
@@ -85,6 +89,7 @@ class Fetcher:
         self._outbox = outbox
         self._free_slots = free_slots
         self._on_claimed = on_claimed
+        self._isolation = isolation
         self._hooks = hooks
         self._breaker = breaker
         self._lease = lease
@@ -210,6 +215,7 @@ class Fetcher:
             registry_version=self._version,
             retention=self._retention,
             worker=self._worker_id,
+            suspect=slots.suspect,
         )
 
     def _in_turn(self) -> list[ReadyQueue]:
@@ -250,14 +256,13 @@ class Fetcher:
             raise reply
         self.now, self._now_at = reply.now, time.monotonic()
         self._expect(reply.next_due)
+        self._take(reply)
         if reply.registry is not None:
             self._learn(reply)
             return
         woken = self._maybe_async or self._maybe_sync
         self._maybe_async |= reply.more_async
         self._maybe_sync |= reply.more_sync
-        if reply.deliveries:
-            self._on_claimed([(delivery, self._kinds[delivery.ready_key]) for delivery in reply.deliveries])
         slots = self._free_slots()
         if (self._maybe_async and slots.for_async > 0) or (self._maybe_sync and slots.for_sync > 0):
             if reply.deliveries or woken:
@@ -275,10 +280,18 @@ class Fetcher:
         self._kinds = {queue.key: queue.kind for queue in self._queues} | {
             key: kind for key, kind in self._kinds.items() if key not in {queue.key for queue in self._queues}
         }
-        if reply.deliveries:
-            self._on_claimed([(delivery, self._kinds[delivery.ready_key]) for delivery in reply.deliveries])
         self._maybe_async = self._maybe_sync = True
         self._event.set()
+
+    def _take(self, reply: Claimed) -> None:
+        self._isolation.met(one_waits=reply.suspect_waits)
+        if not reply.deliveries:
+            return
+        if reply.alone_for:
+            self._isolation.took(reply.deliveries[0].token, reply.alone_for)
+        else:
+            self._isolation.took_others()
+        self._on_claimed([(delivery, self._kinds[delivery.ready_key]) for delivery in reply.deliveries])
 
     def _expect(self, next_due: float | None) -> None:
         """Look again when the next delayed operation is due: a blocking read that began before knows nothing of it."""

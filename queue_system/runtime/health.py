@@ -28,7 +28,7 @@ STOPPED: Final = Health(
 
 @dataclass(frozen=True, slots=True)
 class Signs:
-    """What is looked at. Times in seconds, None where nothing is under way."""
+    """What is looked at. Times in seconds, None where nothing is under way; `abandoned_limit` 0 for all threads."""
 
     state: str
     loop_blocked_for: float
@@ -38,6 +38,13 @@ class Signs:
     breaker: str
     threads: int
     threads_abandoned: int
+    abandoned_limit: int = 0
+    callback_threads_abandoned: bool = False
+
+    @property
+    def too_many_abandoned(self) -> bool:
+        """Whether so many threads are held by operations that never return that only a new process helps."""
+        return self.threads_abandoned >= (self.abandoned_limit or self.threads) or self.callback_threads_abandoned
 
 
 def judge(signs: Signs) -> Health:
@@ -66,9 +73,12 @@ def _redis(signs: Signs) -> str:
 
 
 def _pool(signs: Signs) -> str:
-    if signs.threads_abandoned < signs.threads:
+    if not signs.too_many_abandoned:
         return OK
-    return f"all {signs.threads} threads are held by operations beyond their limit"
+    if signs.callback_threads_abandoned:
+        return "all threads for callbacks are held by callbacks beyond their limit"
+    held = "all" if signs.threads_abandoned >= signs.threads else f"{signs.threads_abandoned} of"
+    return f"{held} {signs.threads} threads are held by operations beyond their limit"
 
 
 def _all_ok(checks: dict[str, str]) -> bool:

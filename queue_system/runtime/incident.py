@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from typing import Final
 
@@ -17,6 +18,23 @@ MAX_FRAMES: Final = 50  # of each exception of a chain, the innermost ones
 def describe_error(error: BaseException) -> ErrorInfo:
     """Class, message and traceback of an error, cut to 1,000 and 8,000 characters."""
     return ErrorInfo(type(error).__name__, _cut(_message(error), MAX_MESSAGE), _traceback(error))
+
+
+def describe_refusal(error: BaseException) -> ErrorInfo:
+    """Class and message of the error for which a body was refused; cheap, for there may be thousands of them.
+
+    Where in the worker that was says nothing, and a traceback takes longer than all the rest of a refusal.
+    """
+    return ErrorInfo(type(error).__name__, _cut(_message(error), MAX_MESSAGE))
+
+
+def stack_of(ident: int) -> str:
+    """Where the thread of that ident is now: files, lines and functions, no values; the innermost frames, at the end.
+
+    Empty when there is no such thread. At most 8,000 characters.
+    """
+    frame = sys._current_frames().get(ident)  # noqa: SLF001  there is no other way to another thread's stack
+    return "" if frame is None else _innermost(_clean("".join(traceback.format_stack(frame, limit=MAX_FRAMES))))
 
 
 def attempt_record(
@@ -49,7 +67,11 @@ def _traceback(error: BaseException) -> str:
         text = _clean("".join(traceback.format_exception(error, limit=-MAX_FRAMES)))
     except Exception as broken:  # noqa: BLE001  as above
         return f"<no traceback: {type(broken).__name__}>"
-    # The innermost frames, at the end, say the most.
+    return _innermost(text)
+
+
+def _innermost(text: str) -> str:
+    """The end of a traceback: it says the most."""
     return text if len(text) <= MAX_TRACEBACK else f"...\n{text[-MAX_TRACEBACK:]}"
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from queue_system.broker.messages import KIND_MIXED, Delivery
 from queue_system.runtime.account import BusyAccount
 from queue_system.runtime.fetch import Slots
+from queue_system.runtime.isolation import Isolation
 
 
 @dataclass(slots=True)
@@ -33,12 +34,16 @@ class Intake:
         async_slots: how many async operations may be held at once.
         sync_slots: asked how many sync operations may be held now.
         on_free: called whenever a slot became free.
+        isolation: closes the intake while a suspect runs alone, or is to.
     """
 
-    def __init__(self, async_slots: int, sync_slots: Callable[[], int], on_free: Callable[[], None]) -> None:
+    def __init__(
+        self, async_slots: int, sync_slots: Callable[[], int], on_free: Callable[[], None], isolation: Isolation
+    ) -> None:
         self._async_slots = async_slots
         self._sync_slots = sync_slots
         self._on_free = on_free
+        self._isolation = isolation
         self._async_lane: asyncio.Queue[Claim] = asyncio.Queue()
         self._sync_lane: asyncio.Queue[Claim] = asyncio.Queue()
         self.async_held = 0
@@ -52,7 +57,13 @@ class Intake:
 
     def free(self) -> Slots:
         """How many may be claimed now."""
-        return Slots(max(0, self._async_slots - self.async_held), max(0, self._sync_slots() - self.sync_held))
+        if self._isolation.closed(self.held):
+            return Slots(0, 0)
+        return Slots(
+            max(0, self._async_slots - self.async_held),
+            max(0, self._sync_slots() - self.sync_held),
+            self._isolation.may_take(self.held),
+        )
 
     def put(self, claim: Claim) -> None:
         """Take a slot and queue the claim on its lane."""
@@ -79,6 +90,7 @@ class Intake:
 
     def done(self, claim: Claim) -> None:
         """Free the claim's slot."""
+        self._isolation.ended(claim.delivery.token)
         self._count(claim, -1)
         self._on_free()
 

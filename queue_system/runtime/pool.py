@@ -7,9 +7,13 @@ Jobs beyond the threads wait in a room of `ROOM_FACTOR` places a thread, which k
 claims. A job that has waited there for `wait_limit` is *exhausted*: its future raises `ThreadPoolExhaustedError`, and
 the room stays closed for a moment, so that only as much is claimed as there are free threads. A *patient* job (one
 that must not lose another attempt to a mere backlog) waits as long as the pool still finishes jobs; it is exhausted
-only when none has ended for `patience` seconds.
+only when none has ended for `patience` seconds. While every thread has been busy with one job for that long, the room
+is closed as well: what is claimed then would only wait, and lose attempts by it.
 
-All methods but `stats` are called on the event loop's thread.
+Python cannot end a thread. One whose job has run beyond its limit is *abandoned*: its place stays taken until the job
+returns, and it is reported once, with what it stands in.
+
+All methods but `stats` and `expect` are called on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -26,8 +30,11 @@ from typing import Any, Final
 from queue_system.errors import ThreadPoolExhaustedError
 from queue_system.events import (
     PoolStats,
+    ThreadAbandoned,
+    current_operation,
 )
 from queue_system.runtime.account import BusyAccount
+from queue_system.runtime.incident import stack_of
 
 ROOM_FACTOR: Final = 3
 """Waiting places for each thread: at 4 threads' worth of work in the pool, jobs of 25 ms and more can overstay."""
@@ -54,6 +61,18 @@ class _Job:
             return self.ticket.pop()  # atomic
         except IndexError:
             return False
+
+
+class _Run:
+    """A job in its thread: since when, how long it may take, and whether it was reported as abandoned."""
+
+    __slots__ = ("context", "limit", "reported", "start")
+
+    def __init__(self, job: _Job, limit: float) -> None:
+        self.context = job.context
+        self.start = time.monotonic()
+        self.limit = limit
+        self.reported = False
 
 
 class ThreadPool:
@@ -89,7 +108,7 @@ class ThreadPool:
         self._done: deque[tuple[_Job, Any, BaseException | None]] = deque()
         self._notified = False
         self._threads: list[threading.Thread] = []
-        self._running: dict[int, float] = {}
+        self._running: dict[int, _Run] = {}
         self._waiting: deque[_Job] = deque()  # those with a limit, in the order of their limits
         self._patient: dict[_Job, None] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -103,7 +122,9 @@ class ThreadPool:
     @property
     def limit(self) -> int:
         """How many jobs may be in the pool now, running and waiting."""
-        return self.size if time.monotonic() < self._room_opens_at else self.size * (1 + ROOM_FACTOR)
+        now = time.monotonic()
+        closed = now < self._room_opens_at or self._stands_still(now)
+        return self.size if closed else self.size * (1 + ROOM_FACTOR)
 
     @property
     def waiting(self) -> int:
@@ -132,20 +153,31 @@ class ThreadPool:
     def stats(self) -> PoolStats:
         """How the pool is doing. May be called from any thread."""
         now = time.monotonic()
-        starts = list(self._running.values())
+        runs = list(self._running.values())
         busy, capacity, saturated = self._account.read()
         return PoolStats(
             size=self.size,
-            active=len(starts),
+            active=len(runs),
             waiting=self.waiting,
-            abandoned=sum(now - start > self._abandon_after for start in starts),
+            abandoned=sum(now - run.start > run.limit for run in runs),
             submissions=self.submissions,
             exhaustions=self.exhaustions,
             busy_seconds=busy,
             capacity_seconds=capacity,
             saturated_seconds=saturated,
-            longest_running=max((now - start for start in starts), default=0.0),
+            longest_running=max((now - run.start for run in runs), default=0.0),
         )
+
+    def expect(self, limit: float) -> None:
+        """The job that calls this, in its thread, may run for `limit` seconds before it counts as abandoned."""
+        self._running[threading.get_ident()].limit = limit
+
+    def report_abandoned(self) -> list[ThreadAbandoned]:
+        """The threads that have been abandoned since it was asked last: each is told once for a job."""
+        now = time.monotonic()
+        found = [(me, run) for me, run in list(self._running.items()) if now - run.start > run.limit]
+        told = [(self._report(me, run, now), me, run) for me, run in found if not run.reported]
+        return [event for event, me, run in told if self._running.get(me) is run]  # it may have returned just now
 
     def shutdown(self) -> None:
         """End idle threads now and busy ones after their job; waits for none. Their results are dropped."""
@@ -154,6 +186,20 @@ class ThreadPool:
             self._timer = None
         for _ in self._threads:
             self._jobs.put(None)
+
+    def _stands_still(self, now: float) -> bool:
+        """Whether every thread has been busy with one job for longer than a patient job would wait."""
+        if self._in_pool < self.size or now - self._last_end < self._patience:
+            return False
+        starts = [run.start for run in list(self._running.values())]
+        return len(starts) == self.size and now - max(starts) >= self._patience
+
+    def _report(self, ident: int, run: _Run, now: float) -> ThreadAbandoned:
+        run.reported = True
+        names = {thread.ident: thread.name for thread in self._threads}
+        return ThreadAbandoned(
+            run.context.get(current_operation), names.get(ident, ""), now - run.start, stack_of(ident)
+        )
 
     def _start_thread(self) -> None:
         # Daemons: a processor that never returns must not keep the process from ending.
@@ -166,7 +212,7 @@ class ThreadPool:
         while (job := self._jobs.get()) is not None:
             if not job.take():
                 continue
-            self._running[me] = time.monotonic()
+            self._running[me] = _Run(job, self._abandon_after)
             result, error = None, None
             try:
                 if not job.future.cancelled():

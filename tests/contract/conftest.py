@@ -133,10 +133,12 @@ class Rig:
         ]
         return self.run(self.commands.enqueue(queue, priority, kind, new))
 
-    def claim(self, async_slots: int = 10, sync_slots: int = 10, *, lease: float = 10.0) -> Claimed:
+    def claim(
+        self, async_slots: int = 10, sync_slots: int = 10, *, lease: float = 10.0, suspect: bool = True
+    ) -> Claimed:
         """Claim from all known queues in the order of dispatch."""
         self.learn()
-        return self.run(self._claim(self._queues, async_slots, sync_slots, lease))
+        return self.run(self._claim(self._queues, async_slots, sync_slots, lease, suspect=suspect))
 
     def learn(self) -> None:
         """Take over the registry as a worker does."""
@@ -284,7 +286,9 @@ class Rig:
         self.redis.close()
         self.broker.close()
 
-    def _claim(self, queues: Sequence[ReadyQueue], async_slots: int, sync_slots: int, lease: float) -> Call[Claimed]:
+    def _claim(
+        self, queues: Sequence[ReadyQueue], async_slots: int, sync_slots: int, lease: float, *, suspect: bool = False
+    ) -> Call[Claimed]:
         return self.commands.claim(
             queues,
             async_slots=async_slots,
@@ -292,4 +296,5 @@ class Rig:
             lease=lease,
             registry_version=self._version,
             retention=3600.0,
+            suspect=suspect,
         )

@@ -62,6 +62,95 @@ def test_after_too_many_crashes_it_is_quarantined_with_the_caller(rig):
     assert rig.members(rig.keys.failures) == ["a"]
 
 
+def suspects(rig, *ids, **options):
+    """Their worker has died while it held them, and one more death than that is too many."""
+    rig.enqueue(*ids, **options)
+    taken = rig.claim(len(ids), len(ids)).deliveries
+    rig.reap()
+    rig.expire_leases(*taken)
+    assert rig.reap(max_crashes=1).returned == len(ids)
+
+
+def ids_of(claimed):
+    return [delivery.operation_id for delivery in claimed.deliveries]
+
+
+def test_suspects_are_claimed_one_by_one(rig):
+    suspects(rig, "a", "b")
+    rig.enqueue("c", "d")
+    order = rig.ready()
+    claims = [rig.claim() for _ in range(3)]
+    assert [ids_of(claimed) for claimed in claims] == [order[:1], order[1:2], ["c", "d"]]
+    assert [claimed.alone_for > 0 for claimed in claims] == [True, True, False]
+    assert [claimed.more_async for claimed in claims] == [True, True, False]
+    assert not any(claimed.suspect_waits for claimed in claims)
+
+
+def test_a_worker_that_is_not_empty_leaves_suspects_and_what_is_behind_them(rig):
+    suspects(rig, "a", "b")
+    rig.enqueue("c", "d", "e")
+    order = rig.ready()
+    rig.clear_markers()
+    claimed = rig.claim(suspect=False)
+    assert (ids_of(claimed), claimed.suspect_waits, claimed.alone_for) == ([], True, 0.0)
+    assert rig.ready() == order
+    assert rig.marked() == {"async"}  # for a worker that is empty
+
+
+def test_a_suspect_stops_the_claims_of_all_queues_behind_it(rig):
+    suspects(rig, "a", priority="normal")
+    rig.enqueue("first", "second", priority="high")
+    rig.enqueue("last", priority="low")
+    claimed = rig.claim()
+    assert (ids_of(claimed), claimed.suspect_waits) == (["first", "second"], True)
+    assert ids_of(rig.claim()) == ["a"]
+    assert ids_of(rig.claim(suspect=False)) == ["last"]
+
+
+def test_a_suspect_is_alone_for_as_long_as_it_had_run_and_a_minute_at_most(rig):
+    rig.enqueue("short", "long")
+    short, long = rig.claim().deliveries
+    rig.reap()
+    now = rig.now_ms()
+    for one, age in ((short, 3_000), (long, 500_000)):
+        rig.redis.hset(rig.keys.operation(one.operation_id), "w", f"{now - 1_000 - age} someone")
+        rig.redis.zadd(rig.keys.leases, {one.operation_id: now - 1_000})
+    assert rig.reap(max_crashes=2).returned == 2
+    alone = {claimed.deliveries[0].operation_id: claimed.alone_for for claimed in (rig.claim(), rig.claim())}
+    assert alone == {"short": 3.0, "long": 60.0}
+
+
+def test_the_first_of_several_deaths_makes_no_suspect(rig):
+    rig.enqueue("a", "b")
+    for alone in (False, True):
+        taken = rig.claim().deliveries
+        assert ids_of(rig.claim()) == []
+        rig.reap()
+        rig.expire_leases(*taken)
+        assert rig.reap(max_crashes=3).returned == 2
+        claimed = rig.claim()
+        assert (len(claimed.deliveries), claimed.alone_for > 0) == ((1, True) if alone else (2, False))
+        assert all(map(rig.release, claimed.deliveries))
+
+
+def test_a_lease_shorter_than_three_reapings_gives_grace_when_it_could_not_be_renewed(rig):
+    delivery = rig.held("a")
+    rig.reap(interval=2.0)
+    rig.expire_leases(delivery)
+    rig.redis.zincrby(rig.keys.reaper, -3_500, "last")
+    reaped = rig.reap(interval=2.0, lease=2.0)
+    assert (reaped.returned, reaped.in_grace) == (0, True)
+
+
+def test_a_failure_that_is_requeued_is_no_suspect(rig):
+    suspects(rig, "a")
+    assert rig.fail(rig.one())
+    assert rig.run(rig.commands.requeue_failure("a"))
+    rig.enqueue("b")
+    claimed = rig.claim(suspect=False)
+    assert (sorted(ids_of(claimed)), claimed.suspect_waits) == (["a", "b"], False)
+
+
 def test_with_no_crash_allowed_the_first_is_the_last(rig):
     delivery = rig.held("a")
     rig.reap()

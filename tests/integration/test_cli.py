@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from queue_system import QueueManager
+from queue_system import QueueManager, QueueRetryConfig
 from queue_system.cli import app, main
 from queue_system.embedded import EmbeddedServer
 from queue_system.failures import FailureStore
@@ -350,6 +350,53 @@ async def test_a_thread_that_never_returns_does_not_hold_up_the_end(start, confi
     worker.send()
     assert await worker.ends(10) == 0
     assert " drained in " in worker.out()
+
+
+async def test_a_worker_whose_threads_never_return_ends_with_75_and_says_where_they_stand(start, config):
+    worker = start(
+        *("worker", "tasks", "--thread-pool-size", "2", "--abandon-after", "0.5", "--grace", "20"),
+        *("--log-format", "json"),
+    )
+    queue = QueueManager(config)
+    retry = QueueRetryConfig.fixed(600, max_attempts=2)
+    for number in range(2):
+        queue.enqueue({"card": "4111"}, "tasks:block_a_thread", operation_id=f"hung-{number}", retry_config=retry)
+    assert await worker.ends(20) == 75  # without waiting for the grace
+    assert ", too many of its threads never return: restart it" in worker.out()
+    logged = [json.loads(line) for line in worker.err().splitlines() if line.startswith("{")]
+    abandoned = [line for line in logged if line["event"] == "thread_abandoned"]
+    assert {line["operation_id"] for line in abandoned} == {"hung-0", "hung-1"}
+    for line in abandoned:
+        assert (line["level"], line["processor"]) == ("warning", "block_a_thread")
+        assert "in block_a_thread\n" in line["stack"]
+        assert "4111" not in line["stack"]
+    reasons = {
+        line["event"]: line["reason"] for line in logged if line["event"] in {"worker_draining", "worker_stopped"}
+    }
+    assert reasons == {"worker_draining": "threads_abandoned", "worker_stopped": "threads_abandoned"}
+    assert config.get_metrics()["retried"] == 2
+
+
+async def test_a_worker_ends_with_0_after_its_number_of_operations(start, config):
+    queue = QueueManager(config)
+    queue.enqueue_batch([{"n": number} for number in range(100)], "tasks:by_name")
+    worker = start("worker", "tasks", "--thread-pool-size", "1", "--max-operations", "10")
+    assert await worker.ends(20) == 0
+    assert ", after its --max-operations" in worker.out()
+    done = len(notes())
+    assert 10 <= done < 100
+    assert len(set(notes())) == done
+    status = queue.get_queue_status()
+    assert (status["total_items"], status["in_flight"]) == (100 - done, 0)
+
+
+def test_a_limit_of_memory_that_no_worker_can_keep_is_2():
+    done = script("worker", "tasks", "--max-memory", "1MiB")
+    assert done.returncode == 2
+    assert "max_memory is 1 MiB, but this process takes" in done.stderr
+    done = script("worker", "tasks", "--max-memory", "1 elephant")
+    assert done.returncode == 2
+    assert "--max-memory='1 elephant': not a size such as 512MiB or 2GB" in done.stderr
 
 
 # Redis away

@@ -84,6 +84,28 @@ async def test_an_operation_that_kills_its_workers_is_given_up_and_its_neighbour
     assert [note.words for note in notes.all("callback")] == [("deadly",)]
 
 
+@pytest.mark.timeout(120)
+async def test_what_was_in_flight_beside_an_operation_that_kills_is_not_blamed_for_it(config, tmp_path):
+    """Every worker but the last dies with up to 20 operations in flight; one of them is to blame."""
+    notes = Notes(tmp_path / "notes")
+    queue = QueueManager(config)
+    good = [{"id": f"n{number}", "seconds": 0.05 + 0.02 * (number % 7)} for number in range(100)]
+    queue.enqueue_batch(good[:50], jobs.run_async)
+    queue.enqueue({"id": "deadly"}, "deadly:kill_worker", operation_id="deadly")
+    queue.enqueue_batch(good[50:], jobs.run_async)
+    for _ in range(4):  # three crashes are borne, the fourth is one too many
+        with worker_program(config, notes, max_workers=20, lease=1) as worker:
+            assert await worker.ends() == -9
+    with worker_program(config, notes, max_workers=20, lease=1):
+        metrics = await until_metrics(config, processed=100, failed=1, timeout=30)
+    (entry,) = given_up(config)
+    assert (entry.operation_id, entry.reason) == ("deadly", "crashed")
+    runs = Counter(note.words[0] for note in notes.all("start"))
+    assert set(runs) == {each["id"] for each in good}
+    assert 1 < max(runs.values()) <= 3  # at the first two crashes; from then on the deadly one died alone
+    assert 4 < metrics["reclaimed"] <= 4 + 2 * 19
+
+
 async def test_sigterm_lets_a_worker_finish_and_give_back_the_rest(config, tmp_path):
     notes = Notes(tmp_path / "notes")
     queue = QueueManager(config)

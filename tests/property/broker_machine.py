@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from queue_system.broker.commands import Commands
 from queue_system.broker.messages import (
+    Accepted,
     Call,
     Callback,
     Completion,
@@ -30,6 +31,7 @@ from queue_system.broker.messages import (
 )
 from queue_system.broker.scripts import Script
 from queue_system.broker.sync import SyncBroker
+from queue_system.errors import BrokerReplyError
 from queue_system.keys import CALLBACK_QUEUE, Keys, dedup_digest
 from queue_system.summary import unaccounted
 
@@ -42,10 +44,10 @@ DEDUP_KEYS: Final = ("", "", "alpha", "beta")
 KEY_OF_DIGEST: Final = {"": "", **{dedup_digest(key): key for key in DEDUP_KEYS if key}}
 QUEUES: Final = (("high", "a"), ("normal", "a"), ("normal", "s"), ("normal", "m"), ("low", "m"))
 MAX_REMEMBERED: Final = 40
-MAX_DRAIN: Final = 60
+MAX_DRAIN: Final = 200  # suspects are claimed one by one
 STEPS_OF_EXAMPLE: Final = 60
 MAX_RUNS: Final = 20
-SHORT_STEPS: Final = 3000
+SHORT_STEPS: Final = 4000
 
 PICK: Final = st.integers(0, 255)
 PICKS: Final = st.lists(PICK, min_size=1, max_size=3)
@@ -104,12 +106,13 @@ class BrokerMachine(RuleBasedStateMachine):
         super().__init__()
         self.redis, self.met = bench.client, bench.met
         self.keys = Keys(f"p{next(bench.numbers)}:")
-        self.commands = Commands(self.keys)
+        self.commands = Commands(self.keys, answer_memory=LONG)
         self.broker = SyncBroker(bench.client, "test", scripts=dict(bench.scripts))
         self.snapshot = bench.client.register_script(SNAPSHOT)
         self.model = Model(MAX_CRASHES)
         self.workers = [Worker() for _ in range(3)]
         self.zombies: list[Held] = []  # claims that their worker has lost or settled, but not forgotten
+        self.sent: list[tuple[Call[list[tuple[Accepted, str]]], list[tuple[str, str]]]] = []
         self.tokens: set[tuple[str, int]] = set()
         self.endings: dict[int, list[str]] = defaultdict(list)
         self.ranks, self.serials = count(1), count(1)
@@ -123,11 +126,20 @@ class BrokerMachine(RuleBasedStateMachine):
         queue=QUEUE,
         other_kind=st.sampled_from(("", "", "", "", "", "a", "s", "m")),
         new=st.lists(st.tuples(PICK, st.sampled_from(DEDUP_KEYS), FLAG), min_size=1, max_size=4),
-        sent_twice=FLAG,
+        settled=FLAG,
+        lost=FLAG,
     )
-    def enqueue(self, queue, other_kind, new, sent_twice):
+    def enqueue(self, queue, other_kind, new, settled, lost):
         wanted = [New(_pick(IDS, pick), self._body(), delayed, key) for pick, key, delayed in new]
-        self._enqueue(queue, other_kind or queue[1], wanted, sent_twice)
+        self._enqueue(queue, other_kind or queue[1], wanted, settled=settled)
+        if lost:
+            self._send_again(self.sent[-1])
+
+    @precondition(lambda self: self.sent)
+    @rule(recent=st.integers(0, 9))
+    def sent_again(self, recent):
+        """Its reply was lost. What it has accepted may have come to any end by now, and changes no more."""
+        self._send_again(self.sent[-1 - recent % len(self.sent)])
 
     @rule(pick=PICK)
     def purge_ready(self, pick):
@@ -144,9 +156,9 @@ class BrokerMachine(RuleBasedStateMachine):
             taken += more
         equal("purged", taken, expected)
 
-    @rule(state=GIVEN_UP_STATE, pick=PICK, any_id=st.integers(0, 7))
+    @rule(state=GIVEN_UP_STATE, pick=PICK, any_id=st.integers(0, 3))
     def requeue(self, state, pick, any_id):
-        operation_id = _pick(IDS if any_id == 0 else self._given_up(state), pick)
+        operation_id = _pick([*self.model.operations, *IDS] if any_id == 0 else self._given_up(state), pick)
         expected = self.model.requeue(operation_id, state)
         call = self.commands.requeue_failure(operation_id, system_errors=state == "system_error")
         equal("requeued", self._ask(call), expected)
@@ -159,10 +171,11 @@ class BrokerMachine(RuleBasedStateMachine):
 
     # -- workers
 
-    @rule(worker=WORKER, async_slots=SLOTS, sync_slots=SLOTS, left_out=st.integers(0, 511), lost=st.integers(0, 7))
-    def claim(self, worker, async_slots, sync_slots, left_out, lost):
+    @rule(worker=WORKER, async_slots=SLOTS, sync_slots=SLOTS, left_out=st.integers(0, 511), lost=st.integers(0, 7),
+          suspect=FLAG)  # fmt: skip
+    def claim(self, worker, async_slots, sync_slots, left_out, lost, suspect):
         queues = [queue for index, queue in enumerate(self.workers[worker].queues) if not left_out >> index & 1]
-        self._claim(self.workers[worker], queues, async_slots, sync_slots, lost=lost == 0)
+        self._claim(self.workers[worker], queues, async_slots, sync_slots, lost=lost == 0, suspect=suspect)
 
     @rule(worker=WORKER, async_slots=SLOTS, sync_slots=SLOTS)
     def claim_all_queues(self, worker, async_slots, sync_slots):
@@ -247,17 +260,20 @@ class BrokerMachine(RuleBasedStateMachine):
         for pick in picks:
             self._make_due(_pick(list(self.model.delayed), pick))
 
-    @rule(worker=WORKER, pick=PICK, queue=QUEUE, taken=FLAG)
-    def dedup_window_ends(self, worker, pick, queue, taken):
-        """Its holder may still be live when another takes the key."""
+    @rule(worker=WORKER, pick=PICK, queue=QUEUE, taken=FLAG, given_up=FLAG)
+    def dedup_window_ends(self, worker, pick, queue, taken, given_up):
+        """Its holder may still be live when another takes the key, and be given up then."""
         self._at_work(worker)
         if not self.model.dedup:
             return
         key = _pick(list(self.model.dedup), pick)
-        del self.model.dedup[key]
+        holder = self.model.dedup.pop(key)
         self.redis.delete(self.keys.dedup(key))
         if taken:
             self._enqueue(queue, queue[1], [self._fresh(key)])
+        for held in self._working(self.workers[worker]):
+            if given_up and held.id == holder:
+                self._fail(held, system_error=False, callback=False, sent_twice=False)
 
     @precondition(lambda self: self._in_state("done"))
     @rule(pick=PICK)
@@ -404,22 +420,42 @@ class BrokerMachine(RuleBasedStateMachine):
         except Exception as error:
             raise AssertionError(f"{call.name} must not be refused: {error!r}") from error
 
-    def _enqueue(self, queue: tuple[str, str], kind: str, new: Sequence[New], sent_twice: bool = False) -> None:
+    def _enqueue(self, queue: tuple[str, str], kind: str, new: Sequence[New], *, settled: bool = True) -> None:
         priority, name = queue[0], f"q{queue[1]}"
-        call = self.commands.enqueue(name, priority, kind, [_new_operation(one) for one in new])
-        for parse in (call.parse, call.parse_again) if sent_twice else (call.parse,):
-            expected = self.model.enqueue(f"{priority}:{name}", kind, new)
-            if parse is call.parse_again:
-                expected = [("queued" if code == "duplicate_id" else code, holder) for code, holder in expected]
-            replies = self._ask(dataclasses.replace(call, parse=parse))
-            equal("enqueued", [(accepted.value, holder) for accepted, holder in replies], expected)
-            self.met.update(accepted.value for accepted, _ in replies)
+        request = self.commands.enqueue(name, priority, kind, [_new_operation(one) for one in new])
+        expected = self.model.enqueue(f"{priority}:{name}", kind, new)
+        equal("enqueued", _told(self._ask(request)), expected)
+        self.met.update(code for code, _ in expected)
+        self.sent.append((request, expected))
+        if settled and request.lane is not None:
+            self.commands.lanes.give_back([request.lane])
+
+    def _send_again(self, sent: tuple[Call[list[tuple[Accepted, str]]], list[tuple[str, str]]]) -> None:
+        request, expected = sent
+        lane, number = request.keys[-1], request.args[3]
+        if any(one.keys[-1] == lane and one.args[3] > number for one, _ in self.sent):
+            self.met["sent too late"] += 1
+            try:
+                replies: object = self.broker.run(request)
+            except BrokerReplyError as refused:
+                replies = str(refused)
+            assert "given up" in str(replies), f"sent too late, and carried out: {replies}"
+        else:
+            equal("sent again", _told(self._ask(request)), expected)
+            self.met["sent again"] += 1
 
     def _claim(
-        self, worker: Worker, queues: Sequence[ReadyQueue], async_slots: int, sync_slots: int, *, lost: bool = False
+        self,
+        worker: Worker,
+        queues: Sequence[ReadyQueue],
+        async_slots: int,
+        sync_slots: int,
+        *,
+        lost: bool = False,
+        suspect: bool = True,
     ) -> None:
         names = [(f"{queue.priority}:{queue.queue}", queue.kind) for queue in queues]
-        expected = self.model.claim(names, {"a": async_slots, "s": sync_slots})
+        expected = self.model.claim(names, {"a": async_slots, "s": sync_slots}, suspect=suspect)
         claimed = self._ask(
             self.commands.claim(
                 queues,
@@ -428,6 +464,7 @@ class BrokerMachine(RuleBasedStateMachine):
                 lease=LONG,
                 registry_version=worker.version,
                 retention=LONG,
+                suspect=suspect,
             )
         )
         equal(
@@ -436,6 +473,10 @@ class BrokerMachine(RuleBasedStateMachine):
             [(operation.id, f"{self.keys.prefix}{queue}") for queue, operation in expected],
         )
         taken = [self._take(one, operation) for one, (_, operation) in zip(claimed.deliveries, expected, strict=True)]
+        equal("a suspect waits", claimed.suspect_waits, self.model.suspect_waits)
+        equal("a suspect was taken", claimed.alone_for > 0, self.model.took_suspect)
+        self.met["suspects left"] += claimed.suspect_waits
+        self.met["suspects taken"] += claimed.alone_for > 0
         left = self.model.left_over(names)
         equal("more", (claimed.more_async, claimed.more_sync), ("a" in left, "s" in left))
         equal("nothing delayed", claimed.next_due is None, not self.model.delayed)
@@ -640,6 +681,10 @@ def _queue_and_priority(name: str) -> tuple[str, str]:
 
 def _new_operation(new: New) -> NewOperation:
     return NewOperation(new.id, new.body.encode(), LONG if new.delayed else 0.0, new.digest or None, LONG)
+
+
+def _told(replies: Sequence[tuple[Accepted, str]]) -> list[tuple[str, str]]:
+    return [(accepted.value, holder) for accepted, holder in replies]
 
 
 def _as_message(callback: Operation | None) -> Callback | None:

@@ -77,6 +77,7 @@ class Model:
         self.metrics: Counter[str] = Counter()
         self.woken: set[str] = set()
         self.outage = self.grace = False
+        self.suspect_waits = self.took_suspect = False  # what the last claim met
         self.accepted: set[int] = set()  # lives, each of which is to end once
         self.discarded: set[int] = set()  # those that were purged
         self._lives = count(1)
@@ -136,14 +137,27 @@ class Model:
 
     # -- what workers do
 
-    def claim(self, queues: Sequence[tuple[str, str]], slots: dict[str, int]) -> list[tuple[str, Operation]]:
-        """Lease what the slots allow, in the order of the queues; each is given as (queue, kind)."""
+    def claim(
+        self, queues: Sequence[tuple[str, str]], slots: dict[str, int], *, suspect: bool
+    ) -> list[tuple[str, Operation]]:
+        """Lease what the slots allow, in the order of the queues; each is given as (queue, kind).
+
+        A suspect is leased when the worker may take one, and then alone; else it stops the claim.
+        """
+        self.suspect_waits = self.took_suspect = False
         self._promote()
         free, leased = dict(slots), []
         for queue, kind in queues:
             needs = {"a": "a", "s": "s", "m": "as"}[kind]
             ready = self.ready.get(queue, [])
             while ready and all(free[side] > 0 for side in needs):
+                if self.took_suspect or self.suspect_waits:
+                    break
+                if self._is_suspect(ready[0]):
+                    self.took_suspect = suspect and not leased
+                    self.suspect_waits = not self.took_suspect
+                if self.suspect_waits:
+                    break
                 operation_id = ready.pop(0)
                 if self._lease(operation_id, queue):
                     leased.append((queue, self.operations[operation_id]))
@@ -300,6 +314,12 @@ class Model:
         operation.deliveries += 1
         self.leases[operation_id] = None
         return True
+
+    def _is_suspect(self, operation_id: str) -> bool:
+        operation = self.operations.get(operation_id)
+        if operation is None or operation.state != "ready" or not operation.body:
+            return False
+        return operation.crashes >= max(1, self.max_crashes - 1)
 
     def _reject(self, operation_id: str) -> None:
         self.operations[operation_id] = Operation(operation_id, next(self._lives), "system_error")

@@ -18,7 +18,7 @@ LONG: Final = 3600.0  # no delay, lease or retention of this length ends by itse
 # shows what the next step has set.
 SNAPSHOT: Final = """
 local prefix = ARGV[1]
-local operations, ready, dedup = {}, {}, {}
+local operations, ready, dedup, sent = {}, {}, {}, {}
 for _, key in ipairs(redis.call('KEYS', prefix .. '*')) do
   local name = string.sub(key, #prefix + 1)
   if string.sub(name, 1, 3) == 'op:' then
@@ -27,11 +27,13 @@ for _, key in ipairs(redis.call('KEYS', prefix .. '*')) do
     operations[string.sub(name, 4)] = fields
   elseif string.sub(name, 1, 6) == 'dedup:' then
     dedup[string.sub(name, 7)] = { redis.call('GET', key), redis.call('PTTL', key) }
+  elseif string.sub(name, 1, 5) == 'sent:' then
+    sent[#sent + 1] = redis.call('PTTL', key)
   elseif redis.call('TYPE', key).ok == 'list' then
     ready[name] = redis.call('LRANGE', key, 0, -1)
   end
 end
-local found = { operations = operations, ready = ready, dedup = dedup }
+local found = { operations = operations, ready = ready, dedup = dedup, sent = sent }
 for _, name in ipairs({ 'leases', 'delayed', 'failures', 'system_errors' }) do
   found[name] = redis.call('ZRANGE', prefix .. name, 0, -1, 'WITHSCORES')
 end
@@ -67,6 +69,7 @@ class Seen:
         self.failures, self.system_errors = _scores(found["failures"]), _scores(found["system_errors"])
         self.dedup = {key_of_digest[digest]: holder for digest, (holder, _) in dict(found["dedup"]).items()}
         self.dedup_expiries = [ttl for _, ttl in dict(found["dedup"]).values()]
+        self.answer_expiries: list[int] = list(found["sent"])
         self.woken = {side for side, was_set in found["wake"].items() if was_set}
 
     def is_due(self, scores: dict[str, float]) -> dict[str, bool]:
@@ -98,6 +101,7 @@ class Seen:
             else:
                 assert 0 < ttl <= LONG * 1000 + HOUR, f"I7: {id_} has ended and must expire"
         assert all(0 < ttl <= 2 * LONG * 1000 for ttl in self.dedup_expiries), "I6"
+        assert all(0 < ttl <= LONG * 1000 for ttl in self.answer_expiries), "an answer must expire"
 
     def check_status(self, status: Status) -> None:
         counted = (sum(status.queues.values()), status.delayed, status.leased, status.failures, status.system_errors)

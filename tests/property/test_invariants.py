@@ -21,7 +21,8 @@ if os.environ.get("PROPERTY_STEPS"):
 # A run that has not met all of these proves little.
 OUTCOMES = ("queued", "scheduled", "duplicate_id", "duplicate_key", "claimed", "processed", "put back", "failed",
             "rejected", "requeued", "stale", "late and stale", "late but valid", "reaped", "quarantined", "in grace",
-            "stray ids", "written by hand")  # fmt: skip
+            "stray ids", "written by hand", "suspects left", "suspects taken",
+            "sent again", "sent too late")  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
@@ -16,15 +18,25 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from queue_system import AsyncQueueManager, QueueConfig, QueueManager, QueueWorker
 from queue_system.errors import BrokerUnavailableError, QueueError, SerializationError
 from queue_system.failures import FailureStore
+from queue_system.log import get_logger
 from queue_system.retry import QueueRetryConfig
 from support import running, until, until_metrics
-from telemetry import LogListener, MetricsListener, SpanPipeline, TracingListener, otlp_exporter
+from telemetry import (
+    LogListener,
+    MetricsListener,
+    SidecarServer,
+    SpanPipeline,
+    TracingListener,
+    default_listeners,
+    otlp_exporter,
+)
 from telemetry.tracing import exemplar
 
 PASSWORD = "pa55/w0rd?&x"
 ENTITY_SECRET = "4929-card-1234"
 FORGED = "2026-01-01T00:00:00Z [error] forged"
-SECRETS = ("pa55", "w0rd", ENTITY_SECRET)
+SIGNING_SECRET = "s1gn-with-32-characters-or-some-more"
+SECRETS = ("pa55", "w0rd", ENTITY_SECRET, SIGNING_SECRET)
 
 
 class Refuses:
@@ -69,7 +81,7 @@ async def test_secrets_are_found_nowhere(
     pipeline = SpanPipeline(otlp_exporter(receiver.endpoint))
     logger = make_config().logger
     listeners = [TracingListener(pipeline.provider), MetricsListener(registry, exemplar), LogListener(logger)]
-    config = make_config(redis_url=url, telemetry=listeners)
+    config = make_config(redis_url=url, telemetry=listeners, signing_keys=[f"k1:{SIGNING_SECRET}"])
     message = f"bad card {ENTITY_SECRET}\n{FORGED}\x1b[2J"
 
     async def fail(entity: Any) -> None:
@@ -106,12 +118,17 @@ async def test_secrets_are_found_nowhere(
             deduplication_key=ENTITY_SECRET + name,
             **more,
         )
+    unsigned = QueueManager(make_config(redis_url=url)).enqueue(entity, "tests:fail", queue_name="fail")["operation_id"]
     worker: QueueWorker
     async with running(config) as worker:
+        await until_metrics(config, system_errors=1)
         await until_metrics(config, retried=4, failed=4, callbacks_enqueued=4)
         await until(lambda: config.get_metrics().get("callbacks_retried", 0) >= 4)  # they go on being retried
         shown = [repr(thing) for thing in (config, worker, queue, AsyncQueueManager(config), worker.stats())]
-        shown += [repr(worker.health()), str(config.clients.address)]
+        shown += [repr(worker.health()), str(config.clients.address), repr(vars(config))]
+        with pytest.raises(QueueError) as bad_key:
+            make_config(signing_keys=[f"k 1:{SIGNING_SECRET}"])
+        errors.append(bad_key.value)
     assert pipeline.shutdown(10)
 
     no_secret("logs", logs.text)
@@ -122,6 +139,8 @@ async def test_secrets_are_found_nowhere(
     assert "\x1b" not in logs.text
     assert not [line for line in logs.text.splitlines() if line.startswith(FORGED)]
     assert "operation_failed" in logs.text
+    assert unsigned in logs.text
+    assert "BadSignatureError" in logs.text
     assert len(receiver.received.spans) >= 4 + 8
     # The failures have it: that is where to look, with access to Redis.
     assert ENTITY_SECRET in "".join(entry.error_message for entry in FailureStore(config).list(limit=10))
@@ -163,3 +182,38 @@ async def test_a_worker_that_loses_redis_does_not_tell_its_password(
         admin.execute_command("CLIENT", "KILL", "USER", prefix.rstrip(":"))
         await until(lambda: "redis_error" in logs.text)
     no_secret("logs", logs.text)
+
+
+async def test_the_endpoints_of_a_worker_tell_no_secret(
+    url: str, make_config: Callable[..., QueueConfig], prefix: str
+) -> None:
+    """Neither when all is well nor when Redis refuses the password."""
+    admin = make_config()._ensure_redis_sync()
+    registry = CollectorRegistry()
+    listeners = default_listeners(get_logger(), registry)
+    config = make_config(redis_url=url, telemetry=listeners, signing_keys=[f"k1:{SIGNING_SECRET}"])
+    paths = ("/", "/livez", "/readyz", "/metrics", "/nothing", f"/{ENTITY_SECRET}")
+    async with running(config) as worker:
+        server = SidecarServer(worker.health, port=0, registry=registry)
+        server.start()
+        try:
+            answers = [await asyncio.to_thread(fetch, f"{server.url}{path}") for path in paths]
+            assert [status for status, _ in answers] == [200, 200, 200, 200, 404, 404]
+            admin.acl_setuser(prefix.rstrip(":"), enabled=False, reset_passwords=True)
+            admin.execute_command("CLIENT", "KILL", "USER", prefix.rstrip(":"))
+            await until(lambda: fetch(f"{server.url}/readyz")[0] == 503)
+            answers += [await asyncio.to_thread(fetch, f"{server.url}{path}") for path in paths]
+        finally:
+            server.stop()
+    for _, body in answers:
+        no_secret("endpoints", body)
+
+
+def fetch(address: str) -> tuple[int, str]:
+    """Status and body of a GET."""
+    try:
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()

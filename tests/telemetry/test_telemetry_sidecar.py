@@ -321,7 +321,7 @@ async def test_a_pool_full_of_abandoned_threads_is_not_ready(watched, serve, gat
 
     config = watched()
     add(config, waits)
-    with Apart(config, thread_pool_size=2, abandon_after=0.2) as apart:
+    with Apart(config, thread_pool_size=2, abandon_after=0.2, max_abandoned=0) as apart:
         get = serve(apart.worker)
         QueueManager(config).enqueue({}, waits)
         await until(lambda: get("/metrics").value("thread_pool_abandoned") == 1)

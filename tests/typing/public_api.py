@@ -129,6 +129,7 @@ assert_type(
         delay=1,
         deduplicate=True,
         deduplication_window=60,
+        durability="wait",
     ),
     dict[str, Any],
 )

@@ -103,7 +103,7 @@ class Sent(SimpleNamespace):
 def sent(broker) -> list[Sent]:
     operations = []
     for call in broker.named("enqueue"):
-        _, queue, kind, *rest = call.args
+        _, queue, kind, _, _, *rest = call.args
         for at in range(0, len(rest), 5):
             operation_id, delay, digest, window, body = rest[at : at + 5]
             fields = {"id": operation_id.decode(), "delay": delay, "digest": digest, "window": window}
@@ -118,7 +118,7 @@ class Producer:
 
     def __init__(self, kind: str, **options) -> None:
         self.config = QueueConfig(**{"telemetry": None, "registry": Registry(), **options})
-        self.answer = lambda call: [b"q"] * ((len(call.args) - 3) // 5)
+        self.answer = lambda call: [b"q"] * ((len(call.args) - 5) // 5)
         make_broker = FakeBroker if kind == "sync" else AsyncFakeBroker
         self.broker = make_broker(lambda call: self.answer(call))  # noqa: PLW0108  a test may set another answer
         self.config._broker = self.broker

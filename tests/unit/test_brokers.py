@@ -17,6 +17,7 @@ from queue_system.keys import Keys
 
 C = Commands(Keys("q:"))
 ENQUEUE = C.enqueue("mail", "high", "a", [NewOperation("1", b"{}")])
+CONFIRM = C.confirm(1, 0.5)
 RELEASE = C.release("1", 1)
 CLAIM = C.claim([], async_slots=1, sync_slots=1, lease=1, registry_version="0", retention=1)
 CUT = rex.ConnectionError("Connection closed by server.")
@@ -29,6 +30,7 @@ class Client:
 
     def __init__(self, answers, *, is_async) -> None:
         self.answers, self.sent, self.is_async = list(answers), [], is_async
+        self.round_trips = []
 
     def _maybe_awaitable(self, value):
         async def later():
@@ -49,6 +51,7 @@ class Client:
 
         def execute(*, raise_on_error):
             assert not raise_on_error
+            self.round_trips.append([command[0] for command in queued if command[0] != "SCRIPT LOAD"])
             if isinstance(self.answers[0], rex.ConnectionError):
                 raise self.answers.pop(0)
             loads = [command[0] == "SCRIPT LOAD" for command in queued]
@@ -62,6 +65,10 @@ class Side:
 
     def __init__(self, kind: str) -> None:
         self.is_async = kind == "async"
+
+    @property
+    def producers(self):
+        return "run_all" if self.is_async else "run_many"
 
     def prepare(self, *answers, tries=3):
         self.client = Client(answers, is_async=self.is_async)
@@ -118,7 +125,9 @@ def test_but_not_for_ever(side):
     assert len(side.client.sent) == 3
 
 
-@pytest.mark.parametrize("call", [CLAIM, C.add_to_metric("m", 1)], ids=["claim", "metric"])
+@pytest.mark.parametrize(
+    "call", [CLAIM, C.add_to_metric("m", 1), C.requeue_failure("1")], ids=["claim", "metric", "requeue"]
+)
 def test_what_would_count_twice_is_never_sent_again(side, call):
     side.prepare(CUT, 1)
     with pytest.raises(BrokerUnavailableError):
@@ -134,13 +143,22 @@ def test_what_will_be_refused_again_is_not_sent_again(side, error):
     assert len(side.client.sent) == 1
 
 
-def test_an_id_that_exists_after_a_lost_reply_is_ones_own(side):
-    side.prepare(CUT, [b"i"])
+def test_what_is_sent_again_is_the_same_request(side):
+    side.prepare(CUT, REFUSED, [b"q"])
     assert side.call("run", ENQUEUE) == [(Accepted.QUEUED, "1")]
-    side.prepare(CUT, REFUSED, [b"i"])
-    assert side.call("run", ENQUEUE) == [(Accepted.QUEUED, "1")]
-    side.prepare(REFUSED, [b"i"])  # never sent: so it was somebody else's
-    assert side.call("run", ENQUEUE) == [(Accepted.DUPLICATE_ID, "1")]
+    assert len(side.client.sent) == 3
+    assert len(set(side.client.sent)) == 1
+
+
+def test_an_error_says_that_an_earlier_try_may_have_been_carried_out(side):
+    side.prepare(CUT, REFUSED, REFUSED)
+    with pytest.raises(BrokerUnavailableError) as caught:
+        side.call("run", ENQUEUE)
+    assert caught.value.ambiguous
+    side.prepare(REFUSED, REFUSED, REFUSED)
+    with pytest.raises(BrokerUnavailableError) as caught:
+        side.call("run", ENQUEUE)
+    assert not caught.value.ambiguous
 
 
 def test_many_calls_go_in_one_round_trip(side):
@@ -153,11 +171,48 @@ def test_many_calls_go_in_one_round_trip(side):
 def test_one_of_many_that_does_not_know_its_script_is_sent_again(side):
     side.prepare(1, NO_SCRIPT, [b"q"])
     assert side.call("run_many", [RELEASE, ENQUEUE])[1] == [(Accepted.QUEUED, "1")]
-    assert [command[0] for command in side.client.sent] in (["EVALSHA"], ["EVAL"])
+    assert side.client.round_trips == [["EVALSHA", "EVALSHA"], ["EVAL"]]
+
+
+def test_replicas_are_asked_after_what_they_are_to_have_on_its_connection(side):
+    side.prepare([b"q"], 1)
+    assert side.call(side.producers, [ENQUEUE, CONFIRM]) == [[(Accepted.QUEUED, "1")], 1]
+    side.prepare(NO_SCRIPT, 1, [b"q"], 0)
+    assert side.call(side.producers, [ENQUEUE, CONFIRM]) == [[(Accepted.QUEUED, "1")], 0]
+    assert side.client.round_trips == [["EVALSHA", "WAIT"], ["EVAL", "WAIT"]]
+
+
+def test_a_refused_wait_does_not_hide_what_was_accepted(side):
+    side.prepare([b"q"], rex.ResponseError("UNBLOCKED force unblock from blocking operation"))
+    accepted, why = side.call(side.producers, [ENQUEUE, CONFIRM])
+    assert accepted == [(Accepted.QUEUED, "1")]
+    assert (type(why), why.kind) == (BrokerUnavailableError, "readonly")
+
+
+def test_a_producers_round_trip_is_tried_again_if_all_of_it_may_be(side):
+    side.prepare(CUT, [b"q"], [b"i"])
+    assert side.call(side.producers, [ENQUEUE, ENQUEUE])[0] == [(Accepted.QUEUED, "1")]
+    assert len(side.client.round_trips) == 2
+    side.prepare(CUT, 1, [b"q"])
+    with pytest.raises(BrokerUnavailableError):
+        side.call(side.producers, [C.requeue_failure("1"), ENQUEUE])
+    assert len(side.client.round_trips) == 1
+
+
+def test_a_part_that_was_accepted_makes_an_error_ambiguous(side):
+    full = rex.OutOfMemoryError("full")
+    side.prepare([b"q"], full)
+    with pytest.raises(BrokerUnavailableError) as caught:
+        side.call(side.producers, [ENQUEUE, ENQUEUE])
+    assert (caught.value.kind, caught.value.ambiguous) == ("oom", True)
+    side.prepare(full, full)
+    with pytest.raises(BrokerUnavailableError) as caught:
+        side.call(side.producers, [ENQUEUE, ENQUEUE])
+    assert not caught.value.ambiguous
 
 
 def test_a_round_trip_that_fails_is_told_as_a_whole(side):
-    side.prepare(CUT)
+    side.prepare(CUT, tries=1)
     with pytest.raises(BrokerUnavailableError) as caught:
         side.call("run_many", [RELEASE, ENQUEUE])
     assert caught.value.ambiguous
@@ -166,7 +221,7 @@ def test_a_round_trip_that_fails_is_told_as_a_whole(side):
 def test_an_error_of_one_of_many_is_raised_for_producers(side):
     side.prepare(rex.ResponseError("no"), [b"q"])
     with pytest.raises(BrokerReplyError):
-        side.call("run_all" if side.is_async else "run_many", [RELEASE, ENQUEUE])
+        side.call(side.producers, [RELEASE, ENQUEUE])
 
 
 def test_for_the_worker_each_result_of_many_stands_alone():

@@ -13,6 +13,7 @@ from queue_system.keys import Keys
 from queue_system.outcome import Success
 from queue_system.runtime.fetch import Fetcher, Slots
 from queue_system.runtime.finish import Outbox, Settlement
+from queue_system.runtime.isolation import Isolation
 from queue_system.utils import CircuitBreaker
 
 INFO = OperationInfo("id", "mail", "normal", "send", "operation", is_async=True, attempt=1, headers={})
@@ -48,6 +49,7 @@ async def test_a_flush_waits_for_the_outcomes_that_are_on_their_way():
         outbox,
         free_slots=lambda: Slots(0, 0),
         on_claimed=lambda _: None,
+        isolation=Isolation(lambda _: None),
         hooks=NO_HOOKS,
         breaker=CircuitBreaker("redis"),
         lease=10.0,

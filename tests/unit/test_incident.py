@@ -3,7 +3,7 @@ import json
 import pytest
 
 from queue_system.outcome import ErrorInfo
-from queue_system.runtime.incident import MAX_MESSAGE, MAX_TRACEBACK, attempt_record, describe_error
+from queue_system.runtime.incident import MAX_MESSAGE, MAX_TRACEBACK, attempt_record, describe_error, describe_refusal
 
 
 def raised(error: BaseException, *, depth: int = 0) -> BaseException:
@@ -114,3 +114,10 @@ def test_a_record_is_one_short_line():
     )
     assert b"\n" not in line
     assert len(line) < 400
+
+
+def test_a_refusal_is_described_without_a_traceback():
+    """Thousands may come at once, and the frames are always the worker's own."""
+    error = raised(ValueError("x" * (MAX_MESSAGE + 1)))
+    assert describe_refusal(error) == ErrorInfo("ValueError", "x" * MAX_MESSAGE + "...")
+    assert describe_refusal(Broken()).message == "<no message: __str__ raised OSError>"

@@ -6,6 +6,7 @@ import pytest
 from queue_system.broker.messages import Delivery
 from queue_system.runtime.fetch import Slots
 from queue_system.runtime.intake import Claim, Intake
+from queue_system.runtime.isolation import Isolation
 
 
 def claim(name: str, *, sync: bool) -> Claim:
@@ -26,7 +27,7 @@ def freed():
 
 @pytest.fixture
 def intake(pool, freed):
-    return Intake(2, lambda: pool.limit, lambda: freed.append(True))
+    return Intake(2, lambda: pool.limit, lambda: freed.append(True), Isolation(lambda _: None))
 
 
 async def next_of(intake, *, sync):
@@ -35,13 +36,13 @@ async def next_of(intake, *, sync):
 
 
 def test_each_side_has_its_slots(intake, pool):
-    assert intake.free() == Slots(2, 3)
+    assert intake.free() == Slots(2, 3, suspect=True)
     intake.put(claim("a", sync=False))
     intake.put(claim("b", sync=True))
-    assert intake.free() == Slots(1, 2)
+    assert intake.free() == Slots(1, 2, suspect=True)
     assert (intake.async_held, intake.sync_held, intake.held) == (1, 1, 2)
     pool.limit = 1  # the pool's waiting room has closed
-    assert intake.free() == Slots(1, 0)
+    assert intake.free() == Slots(1, 0, suspect=True)
 
 
 def test_never_fewer_than_no_slots(intake, pool):
@@ -49,7 +50,7 @@ def test_never_fewer_than_no_slots(intake, pool):
         intake.put(claim(name, sync=False))
         intake.put(claim(name, sync=True))
     pool.limit = 1
-    assert intake.free() == Slots(0, 0)
+    assert intake.free() == Slots(0, 0, suspect=True)
     assert not intake.free()
 
 
@@ -70,10 +71,10 @@ async def test_each_lane_keeps_its_order(intake):
 async def test_taking_a_claim_keeps_its_slot_until_it_is_done(intake, freed):
     intake.put(claim("a", sync=False))
     taken = await next_of(intake, sync=False)
-    assert intake.free() == Slots(1, 3)
+    assert intake.free() == Slots(1, 3, suspect=True)
     assert freed == []
     intake.done(taken)
-    assert intake.free() == Slots(2, 3)
+    assert intake.free() == Slots(2, 3, suspect=True)
     assert freed == [True]
 
 

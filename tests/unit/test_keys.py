@@ -16,6 +16,7 @@ def test_every_key_has_its_documented_name():
         "operation_prefix": "queue:op:",
         "dedup_prefix": "queue:dedup:",
         "heartbeat_prefix": "queue:worker:",
+        "sent_prefix": "queue:sent:",
         "leases": "queue:leases",
         "delayed": "queue:delayed",
         "depths": "queue:depths",

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from queue_system.errors import ThreadPoolExhaustedError
+from queue_system.events import OperationInfo, current_operation
 from queue_system.runtime import account as account_module
 from queue_system.runtime import pool as pool_module
 from queue_system.runtime.pool import ROOM_FACTOR, ThreadPool
@@ -371,3 +372,74 @@ async def test_stats_can_be_asked_from_any_thread(make_pool, gate):
     stats = await asyncio.to_thread(pool.stats)
     assert stats.active == 1
     assert 0 <= stats.longest_running <= time.monotonic() - began + FOREVER
+
+
+async def test_an_abandoned_thread_is_reported_once_with_its_operation_and_its_stack(make_pool, gate, clock):
+    operation = OperationInfo("op-1", "mail", "high", "send", "operation", is_async=False, attempt=2, headers={})
+    pool = make_pool(2, abandon_after=600, name="mine")
+    token = current_operation.set(operation)
+    future = pool.submit(gate.job("hangs"))
+    current_operation.reset(token)
+    await until(lambda: gate.entered)
+    clock.now += 600
+    assert pool.report_abandoned() == []
+    clock.now += 5
+    (told,) = pool.report_abandoned()
+    assert (told.operation, told.thread, told.seconds) == (operation, "mine-0", 605.0)
+    assert "in run\n" in told.stack  # the job
+    assert "waiter.acquire(" in told.stack.splitlines()[-1]  # where it stands
+    clock.now += 1000
+    assert pool.report_abandoned() == []
+    gate.open()
+    await future
+
+
+async def test_the_next_job_of_a_thread_is_reported_anew(make_pool, clock):
+    pool = make_pool(1, abandon_after=10)
+    for name in ("first", "second"):
+        gate = Gate()
+        future = pool.submit(gate.job(name))
+        await until(lambda gate=gate: gate.entered)
+        clock.now += 11
+        assert [told.operation for told in pool.report_abandoned()] == [None]
+        gate.open()
+        await future
+    assert pool.report_abandoned() == []
+
+
+async def test_a_job_may_say_how_long_it_takes(make_pool, gate, clock):
+    pool = make_pool(1, abandon_after=10)
+    said = threading.Event()
+
+    def long():
+        pool.expect(100)
+        said.set()
+        gate.job()()
+
+    future = pool.submit(long)
+    await until(said.is_set)
+    clock.now += 99
+    assert (pool.stats().abandoned, pool.report_abandoned()) == (0, [])
+    clock.now += 2
+    assert (pool.stats().abandoned, len(pool.report_abandoned())) == (1, 1)
+    gate.open()
+    await future
+
+
+async def test_the_room_is_closed_while_every_thread_has_one_job_for_longer_than_patience(make_pool, clock):
+    pool, gates = make_pool(2, patience=30), (Gate(), Gate())
+    clock.now += 1000  # idle for long: that alone means nothing
+    futures = [pool.submit(gates[0].job())]
+    await until(lambda: pool.stats().active == 1)
+    clock.now += 31
+    assert pool.limit == 2 * (1 + ROOM_FACTOR)  # a thread is free
+    futures.append(pool.submit(gates[1].job()))
+    await until(lambda: pool.stats().active == 2)
+    assert pool.limit == 2 * (1 + ROOM_FACTOR)  # the second has just begun
+    clock.now += 31
+    assert pool.limit == 2
+    gates[0].open()
+    await futures[0]
+    assert pool.limit == 2 * (1 + ROOM_FACTOR)
+    gates[1].open()
+    await futures[1]

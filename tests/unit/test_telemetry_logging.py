@@ -28,6 +28,7 @@ EVENTS = [
     events.Enqueued("payments", "high", "pay", 1, 0, ("op-1",)),
     events.EnqueueFailed("payments", "BrokerUnavailableError"),
     events.PoolExhausted(INFO, 0.1),
+    events.ThreadAbandoned(INFO, "pool-1", 601.0, 'File "tasks.py", line 3, in pay\n    read()'),
     events.LeaseLost("op-1"),
     events.Reclaimed(2, 1),
     events.WorkerTaskFailed("fetch", "KeyError: 1"),

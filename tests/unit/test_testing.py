@@ -11,7 +11,16 @@ import types
 import pytest
 
 import queue_system.testing
-from queue_system import ConfigurationError, QueueConfig, QueueManager, QueueRetryConfig, QueueWorker, WorkerStateError
+from queue_system import (
+    AsyncQueueManager,
+    ConfigurationError,
+    NotDurableError,
+    QueueConfig,
+    QueueManager,
+    QueueRetryConfig,
+    QueueWorker,
+    WorkerStateError,
+)
 from queue_system.broker.messages import Claimed, Status
 from queue_system.errors import BrokerUnavailableError
 from queue_system.registry import Registry
@@ -296,6 +305,20 @@ async def test_threads_and_the_event_loop_share_a_server(config, runs):
     assert errors == []
     assert sorted(runs) == list(range(4 * each))
     assert unaccounted(config.broker.run(config.commands.status())) == 0
+
+
+async def test_memory_confirms_as_many_replicas_as_it_is_told(config, runs):
+    async_queue, queue = AsyncQueueManager(config), QueueManager(config)
+    await async_queue.enqueue({"n": 1}, "tests:on_loop", durability="wait")
+    queue.enqueue({"n": 2}, "tests:on_loop", durability="wait")
+    config.clients.replicas = 0
+    with pytest.raises(NotDurableError):
+        await async_queue.enqueue({"n": 3}, "tests:on_loop", durability="wait")
+    with pytest.raises(NotDurableError):
+        queue.enqueue_batch([{"n": 4}], "tests:on_loop", durability="wait")
+    await async_queue.close()
+    await drain(config)
+    assert sorted(runs) == [1, 2, 3, 4]
 
 
 def test_the_example_of_the_documentation_works(monkeypatch):

@@ -7,6 +7,7 @@
 --   tk fencing token          dc deliveries          at attempts that ended   cr crashes   ex exhaustions
 --   dk dedup digest           err last error (JSON)              hist attempts (JSON lines)
 --   tp trace of the last attempt (traceparent)
+--   al for how long it is to run alone (ms): it is a suspect, for workers have died during it (see reap)
 --   w  last claim: "{milliseconds} {worker}"     pb last put back with a delay: "{deliveries by then} {reason}"
 
 local function now_ms()
@@ -16,6 +17,50 @@ end
 
 local function op_key(prefix, id)
   return prefix .. 'op:' .. id
+end
+
+-- Anybody who can write to Redis may have written a hash: what it says of itself is checked before it is used.
+
+-- Whether all of these are counts or times: absent, or 1 to 15 digits.
+local function are_natural(h, first, last)
+  for i = first, last do
+    local v = h[i]
+    if v and (#v > 15 or #v == 0 or string.find(v, '%D')) then return false end
+  end
+  return true
+end
+
+-- Whether it is the name of a queue, and not of any other key: pushing to that one could destroy it.
+local function is_queue(q)
+  local priority = q and #q <= 71 and string.match(q, '^(%l+):[%w_.-]+$')
+  return priority == 'high' or priority == 'normal' or priority == 'low'
+end
+
+-- A counter that somebody has overwritten with a text starts anew: it must not end a script half-way.
+local function add(key, field, n)
+  if n == 0 then return end
+  local sum = redis.pcall('HINCRBY', key, field, n)
+  if type(sum) == 'table' then redis.call('HSET', key, field, n) end
+end
+
+-- What cannot be understood goes to the system errors, with its bytes. The caller has taken it out of its container.
+local function reject(prefix, entries, id, reason, now, retention)
+  local key = op_key(prefix, id)
+  local kind = redis.call('TYPE', key).ok
+  if kind ~= 'hash' and kind ~= 'none' then
+    redis.call('RENAME', key, prefix .. 'broken:' .. id)
+    redis.call('PEXPIRE', prefix .. 'broken:' .. id, retention)
+  end
+  redis.call('HSET', key, 'st', 'system_error', 'fl', now, 'err', '{"reason":"' .. reason .. '"}')
+  redis.call('PEXPIRE', key, retention)
+  redis.call('ZADD', entries, now, id)
+  add(prefix .. 'metrics', 'system_errors', 1)
+end
+
+-- How many ids wait in a list; 0 for a key of that name that is no list.
+local function length_of(list)
+  local n = redis.pcall('LLEN', list)
+  return type(n) == 'number' and n or 0
 end
 
 -- Wakes one idle worker that can take an operation of this kind ('s': needs a thread).
@@ -42,17 +87,17 @@ end
 -- The operation's queue when this token is the latest one and still holds the lease, else false.
 local function holds(prefix, id, token)
   local h = redis.call('HMGET', op_key(prefix, id), 'st', 'tk', 'q')
-  return h[1] == 'leased' and h[2] == token and (h[3] or '')
+  return h[1] == 'leased' and h[2] == token and is_queue(h[3]) and h[3]
 end
 
 -- How many operations of a queue are delayed ('d'), leased ('l') and failed ('f'): for the metrics, whose cost must not
 -- depend on how many there are. The containers are the truth: reap puts the counts right when a container is empty.
 local function depth(prefix, letter, queue, n)
-  if n ~= 0 then redis.call('HINCRBY', prefix .. 'depths', letter .. ':' .. queue, n) end
+  add(prefix .. 'depths', letter .. ':' .. queue, n)
 end
 
 local function count(prefix, field, n)
-  if n ~= 0 then redis.call('HINCRBY', prefix .. 'metrics', field, n) end
+  add(prefix .. 'metrics', field, n)
 end
 
 -- A comma-separated list of counters, each increased by one.
@@ -63,7 +108,7 @@ end
 local function release_dedup(prefix, id, digest)
   if digest and digest ~= '' then
     local key = prefix .. 'dedup:' .. digest
-    if redis.call('GET', key) == id then redis.call('DEL', key) end
+    if redis.pcall('GET', key) == id then redis.call('DEL', key) end
   end
 end
 

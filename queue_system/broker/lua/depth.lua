@@ -9,10 +9,12 @@ local queues = {}
 for _, queue in ipairs(redis.call('HKEYS', KEYS[1])) do
   local list = prefix .. queue
   local counts = redis.call('HMGET', KEYS[7], 'd:' .. queue, 'l:' .. queue, 'f:' .. queue)
-  local head = redis.call('LINDEX', list, 0)
-  local due = head and redis.call('HGET', op_key(prefix, head), 'rd')
+  local ready = length_of(list)
+  local head = ready > 0 and redis.call('LINDEX', list, 0)
+  local due = head and redis.pcall('HGET', op_key(prefix, head), 'rd')
+  due = type(due) == 'string' and tonumber(due)  -- whoever can write to Redis may have put anything there
   local n = #queues
-  queues[n + 1], queues[n + 2] = queue, redis.call('LLEN', list)
+  queues[n + 1], queues[n + 2] = queue, ready
   for i = 1, 3 do queues[n + 2 + i] = math.max(0, tonumber(counts[i]) or 0) end
   queues[n + 6] = due and math.max(0, now - due) or 0
 end

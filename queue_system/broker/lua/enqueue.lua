@@ -1,16 +1,31 @@
--- Accepts operations for one queue and priority, all or (on an error before the first write) none.
+-- Accepts operations for one queue and priority, all or (on an error before the first write) none. Once: the same
+-- request that comes again, because its reply was lost, gets the same reply and changes nothing.
 -- KEYS  1 registry  2 registry:version  3 delayed  4 metrics  5 wake  6 wake:sync
+--       7 the producer's lane: "{number of its last request} {reply} {reply} ...", expires
 -- ARGV  1 prefix  2 "{priority}:{queue}"  3 kind a|s|m, or u when the producer does not know the function
+--       4 number of the request in its lane  5 for how long its reply is kept (ms)
 --       then for each: id, delay (ms), dedup digest or '', dedup window (ms), body
 -- Reply one string for each: 'q' queued | 's' scheduled | 'i' the id exists | 'd{holder}' duplicate of holder
--- Cost  about 6 commands for each operation; at most 1,000 operations a call
+-- Cost  2 commands, and about 6 for each operation; at most 1,000 operations a call
 local prefix, queue, kind = ARGV[1], ARGV[2], ARGV[3]
+local number = tonumber(ARGV[4])
+
+local last = redis.call('GET', KEYS[7])
+local last_number = last and tonumber(string.match(last, '^%d+'))
+if last_number == number then
+  local replies = {}
+  for one in string.gmatch(string.sub(last, #ARGV[4] + 1), '%S+') do replies[#replies + 1] = one end
+  return replies
+end
+-- It was on its way for so long that its sender has gone on to other requests, and listens no more.
+if last_number and last_number > number then return redis.error_reply('LATE this request was given up') end
+
 local now = now_ms()
 local reply, ready = {}, {}
 local accepted, duplicates, scheduled = 0, 0, 0
 redis.call('LLEN', prefix .. queue)  -- raises when the key is no list: now, while nothing has been written
 kind = register_queue(prefix, queue, kind)
-for i = 4, #ARGV, 5 do
+for i = 6, #ARGV, 5 do
   local id, delay, digest = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
   local key = op_key(prefix, id)
   local holder = digest ~= '' and redis.call('GET', prefix .. 'dedup:' .. digest)
@@ -47,4 +62,5 @@ if accepted > 0 then wake(prefix, kind) end
 depth(prefix, 'd', queue, scheduled)
 count(prefix, 'enqueued', accepted)
 count(prefix, 'deduplicated', duplicates)
+redis.call('SET', KEYS[7], ARGV[4] .. ' ' .. table.concat(reply, ' '), 'PX', ARGV[5])
 return reply

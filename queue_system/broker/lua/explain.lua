@@ -9,7 +9,7 @@
 -- Cost  O(queues), up to 200 workers, and (only for a ready operation) a search among ARGV[4] ids
 local prefix, id, now = ARGV[1], ARGV[2], now_ms()
 local key = op_key(prefix, id)
-local names = { 'st', 'q', 'k', 'b', 'ts', 'rd', 'fa', 'fl', 'dc', 'at', 'cr', 'ex', 'err', 'hist', 'tp', 'w', 'pb' }
+local names = { 'st', 'q', 'k', 'b', 'ts', 'rd', 'fa', 'fl', 'dc', 'at', 'cr', 'ex', 'err', 'hist', 'tp', 'w', 'pb', 'al' }
 local kind_of_key = redis.call('TYPE', key).ok
 local fields, h = {}, {}
 if kind_of_key == 'hash' then
@@ -37,7 +37,7 @@ if h.q then
   local flat = redis.call('HGETALL', KEYS[1])
   for i = 1, #flat, 2 do
     if rank(flat[i]) < rank(h.q) then
-      local waiting = redis.call('LLEN', prefix .. flat[i])
+      local waiting = length_of(prefix .. flat[i])
       if waiting > 0 then
         for _, value in ipairs({ flat[i], flat[i + 1], waiting }) do higher[#higher + 1] = value end
       end

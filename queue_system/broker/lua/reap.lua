@@ -4,7 +4,7 @@
 --       4 lease (ms)  5 retention (ms)  6 at most how many
 -- Reply {returned to their queue, in grace 0|1, quarantined operations as 12 values each, like claim with index 0}
 -- A quarantined operation is leased to the caller, which gives it up like any other failure.
--- After an outage (no reaping for 3 intervals) nothing is taken back for one lease: its owners are alive, and were
+-- After an outage (no reaping for 3 intervals, or for a lease if that is shorter) nothing is taken back for one lease: its owners are alive, and were
 -- as unable to renew as this script was to run.
 -- Cost  about 6 commands for each expired lease
 local prefix, max_crashes, interval = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -16,7 +16,9 @@ local last = tonumber(redis.call('ZSCORE', KEYS[3], 'last') or now)
 local grace = tonumber(redis.call('ZSCORE', KEYS[3], 'grace') or 0)
 redis.call('ZREM', KEYS[3], 'last')
 redis.call('ZADD', KEYS[3], now, 'last')
-if now - last > 3 * interval then
+-- A lease is renewed well before it ends, and a turn may come late: neither is an outage.
+local outage = math.min(3 * interval, math.max(1.5 * interval, lease))
+if now - last > outage then
   grace = now + lease
   redis.call('ZADD', KEYS[3], grace, 'grace')
 end
@@ -45,12 +47,28 @@ for letter, container in pairs({ d = KEYS[8], l = KEYS[1], f = KEYS[5] }) do
 end
 if now < grace then return { 0, 1, {} } end
 
+-- For how long (ms) an operation is to run alone: as long as it had run, at most, when its worker died.
+local function alone_for(claimed, expiry)
+  local since = tonumber(string.match(claimed or '', '^%d+') or expiry)
+  return math.max(1, math.min(expiry - since, 60000))
+end
+
+-- One death may have any cause, and what was in flight goes on as before. The last two before the quarantine are borne
+-- alone, so that they tell the one that kills from those that were beside it.
+local suspicious = math.max(1, max_crashes - 1)
 local returned, quarantined, token = 0, {}, nil
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, limit)) do
+local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
+for i = 1, #expired, 2 do
+  local id = expired[i]
   redis.call('ZREM', KEYS[1], id)
   local key = op_key(prefix, id)
-  local h = redis.call('HMGET', key, 'st', 'q', 'b', 'at', 'dc', 'cr', 'ex', 'fa', 'rd', 'ts', 'tp')
-  if h[1] == 'leased' and h[2] then
+  local h = redis.pcall('HMGET', key, 'st', 'q', 'b', 'at', 'dc', 'cr', 'ex', 'fa', 'rd', 'ts', 'tp', 'w')
+  if h.err then
+    reject(prefix, KEYS[6], id, 'wrong_type', now, retention)
+  elseif h[1] == 'leased' and not (is_queue(h[2]) and are_natural(h, 4, 10)) then
+    reject(prefix, KEYS[6], id, 'bad_fields', now, retention)
+    if is_queue(h[2]) then depth(prefix, 'l', h[2], -1) end
+  elseif h[1] == 'leased' then
     local crashes = (tonumber(h[6]) or 0) + 1
     if crashes > max_crashes then
       local deliveries = (tonumber(h[5]) or 0) + 1
@@ -63,7 +81,10 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0
       end
     else
       redis.call('HSET', key, 'cr', crashes, 'st', 'ready')
-      redis.call('LPUSH', prefix .. h[2], id)
+      if crashes >= suspicious then redis.call('HSET', key, 'al', alone_for(h[12], tonumber(expired[i + 1]))) end
+      if type(redis.pcall('LPUSH', prefix .. h[2], id)) == 'table' then
+        reject(prefix, KEYS[6], id, 'no_list', now, retention)
+      end
       depth(prefix, 'l', h[2], -1)
       wake(prefix, redis.call('HGET', KEYS[4], h[2]))
       returned = returned + 1

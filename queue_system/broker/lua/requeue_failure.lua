@@ -5,10 +5,10 @@
 local prefix, id = ARGV[1], ARGV[2]
 local key = op_key(prefix, id)
 local h = redis.call('HMGET', key, 'st', 'q', 'k', 'b')
-if h[1] ~= ARGV[3] or not h[2] or not h[4] then return 0 end
+if h[1] ~= ARGV[3] or not is_queue(h[2]) or not h[4] then return 0 end
 redis.call('ZREM', KEYS[1], id)
 redis.call('PERSIST', key)
-redis.call('HDEL', key, 'at', 'cr', 'ex', 'fa', 'fl', 'err')
+redis.call('HDEL', key, 'at', 'cr', 'al', 'ex', 'fa', 'fl', 'err')
 redis.call('HSET', key, 'st', 'ready', 'rd', now_ms())
 redis.call('RPUSH', prefix .. h[2], id)
 if ARGV[3] == 'failed' then depth(prefix, 'f', h[2], -1) end

@@ -8,7 +8,7 @@ local prefix, now = ARGV[1], now_ms()
 local queues = {}
 for _, queue in ipairs(redis.call('HKEYS', KEYS[1])) do
   queues[#queues + 1] = queue
-  queues[#queues + 1] = redis.call('LLEN', prefix .. queue)
+  queues[#queues + 1] = length_of(prefix .. queue)
 end
 local workers = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[7], now - tonumber(ARGV[2]), '+inf')) do

@@ -1,0 +1,1 @@
+"""One module for each fault; `chaos.scenario.all_scenarios` finds them."""

@@ -1,0 +1,180 @@
+"""What an operation costs, counted and not timed, so that a busy machine changes nothing.
+
+The limits stand a little above what was counted when they were set; a change that passes one costs something, and its
+author decides whether that is worth it. `python -m benchmarks` has the seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from benchmarks.driver import Load, Server
+from queue_system import QueueConfig, QueueManager, QueueWorker
+from queue_system.registry import Registry
+from support import running, until
+
+ENTITY = {"user_id": "123", "action": "update"}
+OPERATIONS = 2_000
+CONCURRENCY = 100
+
+# For each operation; in brackets what was counted. Redis commands, those that scripts call included:
+ENQUEUE_COMMANDS = 11  # one at a time (11)
+BULK_COMMANDS = 2.5  # in thousands (2.0)
+DRAIN_COMMANDS = {100: 6.1, 10: 7.5, 20: 6.2}  # by the number of slots (5.2, 6.6, 5.3)
+ROUND_TRIPS = 0.2  # in a full drain (0.03, 0.11, 0.03)
+# On the worker's event loop:
+TASKS = 1.2  # (1.02)
+TIMERS = 0.4  # (0.13)
+CALLBACKS = 4.5  # (3.2)
+LEAKED_BLOCKS = 0.1  # of memory (0.007)
+
+done: list[None] = []  # one for each operation that has run: appending is safe under threads
+
+
+async def count(_: dict[str, Any]) -> None:
+    done.append(None)
+
+
+def count_sync(_: dict[str, Any]) -> None:
+    done.append(None)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server of this module's own: what it has done is what these tests have asked of it."""
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def shared(server: Server, prefix: str) -> Iterator[QueueConfig]:
+    registry = Registry()
+    registry.register(count)
+    registry.register(count_sync)
+    with QueueConfig(redis_url=server.url, queue_prefix=prefix, registry=registry) as config:
+        yield config
+
+
+@pytest.fixture
+def manager(shared: QueueConfig) -> QueueManager:
+    """Has enqueued one operation of each kind: the script is loaded, the queues are known."""
+    manager = QueueManager(shared)
+    for job in (count, count_sync):
+        manager.enqueue_batch([ENTITY], job)
+    return manager
+
+
+def enqueue(manager: QueueManager, job: Callable[..., Any], number: int) -> None:
+    for start in range(0, number, 1_000):
+        manager.enqueue_batch([ENTITY] * min(1_000, number - start), job)
+
+
+async def drained(manager: QueueManager, job: Callable[..., Any], number: int) -> None:
+    """Enqueue so many, and wait until they have run. Asks nothing of Redis while it waits."""
+    target = len(done) + number
+    await asyncio.to_thread(enqueue, manager, job, number)
+    await until(lambda: len(done) >= target, 60.0, f"{number} operations")
+
+
+async def settled(manager: QueueManager, number: int) -> None:
+    """The same, and wait until their outcomes are written."""
+    await drained(manager, count, number)
+
+    def all_written() -> bool:
+        metrics = manager.config.get_metrics()
+        return bool(metrics["processed"] == metrics["enqueued"])
+
+    await until(all_written, 20.0, "outcomes")
+
+
+async def cost_of_drain(server: Server, manager: QueueManager, job: Callable[..., Any], **sizes: int) -> Load:
+    """All that a worker asks of Redis, from its start to its end, for `OPERATIONS` that wait."""
+    enqueue(manager, job, OPERATIONS)
+    target = len(done) + OPERATIONS + 2
+    before = server.load()
+    async with running(manager.config, **sizes):
+        await until(lambda: len(done) >= target, 60.0, f"{OPERATIONS} operations")
+    return server.load().since(before)
+
+
+def test_enqueue_is_one_round_trip(server: Server, manager: QueueManager) -> None:
+    before = server.load()
+    for _ in range(100):
+        manager.enqueue(ENTITY, count)
+    cost = server.load().since(before)
+    assert cost.reads - 1 == 100  # one reading is our own look
+    assert cost.calls <= ENQUEUE_COMMANDS * 100
+
+
+def test_bulk_costs_few_commands_each(server: Server, manager: QueueManager) -> None:
+    before = server.load()
+    enqueue(manager, count, OPERATIONS)
+    cost = server.load().since(before)
+    assert cost.calls <= BULK_COMMANDS * OPERATIONS
+    assert cost.reads <= 0.1 * OPERATIONS  # Redis reads 16 kB at a time
+
+
+@pytest.mark.parametrize(
+    ("job", "setting", "slots"),
+    [(count, "max_workers", CONCURRENCY), (count, "max_workers", 10), (count_sync, "thread_pool_size", 20)],
+)
+async def test_a_drain_makes_few_round_trips(
+    server: Server, manager: QueueManager, job: Callable[..., Any], setting: str, slots: int
+) -> None:
+    cost = await cost_of_drain(server, manager, job, **{setting: slots})
+    assert cost.reads / OPERATIONS <= ROUND_TRIPS
+    assert cost.calls / OPERATIONS <= DRAIN_COMMANDS[slots], cost.commands
+
+
+async def test_an_operation_leaves_nothing_in_memory(manager: QueueManager, worker: QueueWorker) -> None:
+    await settled(manager, OPERATIONS)  # caches are filled, pools are grown
+    before = allocated()
+    await settled(manager, 3 * OPERATIONS)
+    # The last reply may be on its way still; what leaks never comes back.
+    await until(lambda: (allocated() - before) / (3 * OPERATIONS) <= LEAKED_BLOCKS, 10.0, "memory given back")
+
+
+async def test_an_operation_is_one_task_and_few_timers(
+    manager: QueueManager, worker: QueueWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await drained(manager, count, OPERATIONS)
+    counts = counted_loop(monkeypatch)
+    await drained(manager, count, OPERATIONS)
+    assert counts["tasks"] / OPERATIONS <= TASKS, counts
+    assert counts["timers"] / OPERATIONS <= TIMERS, counts
+    assert counts["callbacks"] / OPERATIONS <= CALLBACKS, counts
+
+
+@pytest.fixture
+async def worker(shared: QueueConfig) -> AsyncIterator[QueueWorker]:
+    async with running(shared, max_workers=CONCURRENCY) as worker:
+        yield worker
+
+
+def allocated() -> int:
+    """Blocks that Python holds, rubbish collected."""
+    gc.collect()
+    return sys.getallocatedblocks()
+
+
+def counted_loop(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """From now on counts what is made on the running loop."""
+    loop = asyncio.get_running_loop()
+    counts = {"tasks": 0, "timers": 0, "callbacks": 0}
+
+    def counting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            counts[name] += 1
+            return original(*args, **options)
+
+        return call
+
+    for method, name in (("create_task", "tasks"), ("call_at", "timers"), ("call_soon", "callbacks")):
+        monkeypatch.setattr(loop, method, counting(name, getattr(loop, method)))
+    return counts
