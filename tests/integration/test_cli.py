@@ -354,14 +354,14 @@ async def test_a_thread_that_never_returns_does_not_hold_up_the_end(start, confi
 
 async def test_a_worker_whose_threads_never_return_ends_with_75_and_says_where_they_stand(start, config):
     worker = start(
-        *("worker", "tasks", "--thread-pool-size", "2", "--abandon-after", "0.5", "--grace", "20"),
+        *("worker", "tasks", "--thread-pool-size", "2", "--abandon-after", "0.5", "--grace", "120"),
         *("--log-format", "json"),
     )
     queue = QueueManager(config)
     retry = QueueRetryConfig.fixed(600, max_attempts=2)
     for number in range(2):
         queue.enqueue({"card": "4111"}, "tasks:block_a_thread", operation_id=f"hung-{number}", retry_config=retry)
-    assert await worker.ends(20) == 75  # without waiting for the grace
+    assert await worker.ends(60) == 75  # without waiting for the grace of 120
     assert ", too many of its threads never return: restart it" in worker.out()
     logged = [json.loads(line) for line in worker.err().splitlines() if line.startswith("{")]
     abandoned = [line for line in logged if line["event"] == "thread_abandoned"]

@@ -50,6 +50,7 @@ class Pair:
 
     async def in_step(self) -> None:
         def linked() -> bool:
+            self.primary.set("in_step", time.monotonic())  # WAIT is about what this connection has written
             return self.replica.info("replication")["master_link_status"] == "up" and self.primary.wait(1, 100) == 1
 
         await until(linked, what="the replica follows")
