@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import get_context
 from typing import Final
 
 import redis
@@ -24,7 +24,7 @@ RATE: Final = 50.0
 BATCH: Final = 20
 """Hostile operations that are written at once."""
 
-LEAST_P99: Final = 0.05
+LEAST_P99: Final = 0.01
 """Seconds: below this a p99 says more about the machine's scheduling than about the queue."""
 
 WORKERS: Final = 2
@@ -43,10 +43,10 @@ def hostile(plan: Plan) -> Report:
         with attack.writing(hostile_operations(plan.operations), plan.operations / seconds):
             under_attack = attack.measure(seconds)
         if plan.scale.factor > 1:
-            attack.write(large(3, megabytes=64))
+            attack.write_and_note(list(large(3, megabytes=64)))
         problems = attack.settle(60.0 + plan.operations / 100)  # on a busy machine
         problems += attack.judge()
-        least = 10 * LEAST_P99 if plan.scale.is_short else LEAST_P99
+        least = 50 * LEAST_P99 if plan.scale.is_short else LEAST_P99
         p99, limit = percentile(under_attack), max(2 * percentile(baseline), least)
         if p99 > limit:
             problems.append(f"the p99 of good operations is {1000 * p99:.1f} ms, more than {1000 * limit:.1f} ms")
@@ -127,13 +127,24 @@ class Attack:
 
     @contextmanager
     def writing(self, operations: Iterable[Hostile], rate: float) -> Iterator[None]:
-        """Write operations at that rate, in a thread, as long as the block lasts; all of them at its end."""
-        thread = threading.Thread(target=self._write_steadily, args=(list(operations), rate), daemon=True)
-        thread.start()
+        """Write operations at that rate while the block lasts; all of them at its end.
+
+        From a process of its own: in this one it would delay the good operations that are measured here.
+        """
+        mine = list(operations)
+        self._hostile += mine
+        attacker = get_context("fork").Process(target=self._write_steadily, args=(mine, rate), daemon=True)
+        attacker.start()
         yield
-        thread.join(60)
-        if thread.is_alive():
+        attacker.join(60)
+        if attacker.exitcode != 0:
+            attacker.kill()
             raise LabError("the hostile operations could not be written")
+
+    def write_and_note(self, operations: Sequence[Hostile]) -> None:
+        """Write them straight into Redis, and remember what has to become of them."""
+        self._hostile += operations
+        self.write(operations)
 
     def write(self, operations: Iterable[Hostile], prefix: bytes = b"") -> None:
         """Write them straight into Redis."""
@@ -151,8 +162,6 @@ class Attack:
                 pipeline.zadd(keys.delayed, {own: 1})
             else:
                 pipeline.rpush(f"{keys.prefix}{QUEUE}", own)
-            if not prefix:
-                self._hostile.append(each)
         pipeline.zadd(keys.wake, {"0": 0})
         pipeline.execute()
 
