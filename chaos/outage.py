@@ -22,7 +22,7 @@ from queue_system import QueueConfig, QueueManager
 from queue_system.broker.messages import Call
 from queue_system.errors import BrokerUnavailableError, CircuitOpenError
 
-LEASE: Final = 1.0
+LEASE: Final = 2.0
 HELD: Final = 20
 WORKERS: Final = 2
 SLOTS: Final = 20
@@ -51,8 +51,8 @@ class Fault:
 
 
 def outage_seconds(plan: Plan) -> float:
-    """Ten leases; in the tests a little more than what the reaper takes for an outage (three of its intervals)."""
-    return plan.scale.pick(short=4.2, default=10.0, long=10.0) * LEASE
+    """Ten leases; in the tests two, which is what the reaper takes for an outage."""
+    return plan.scale.pick(short=2.1, default=10.0, long=10.0) * LEASE
 
 
 def ride_out(plan: Plan, lab: Lab, fault: Fault) -> Report:

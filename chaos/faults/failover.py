@@ -123,8 +123,14 @@ def _fail_over(plan: Plan, durability: dict[str, Any]) -> Report:
 def _pair(lab: Lab) -> Pair:
     link, front = lab.proxy(), lab.proxy()
     replica = lab.start_server(extra=("--replicaof", "127.0.0.1", str(link.port)))
-    client = lab.client(replica)
-    until(lambda: client.info("replication").get("master_link_status") == "up", 20, "a replica that follows")
+    primary = lab.redis
+
+    def confirms() -> bool:
+        """Its link is up before it takes part: only a write of this connection that it confirms shows that."""
+        primary.set("in_step", time.monotonic())
+        return bool(primary.wait(1, 100) == 1)
+
+    until(confirms, 20, "a replica that follows")
     return Pair(lab, front, link, replica)
 
 

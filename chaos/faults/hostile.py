@@ -17,6 +17,7 @@ from chaos.report import Report
 from chaos.scenario import Plan, scenario
 from queue_system import QueueManager
 from queue_system.failures import FailureStore
+from queue_system.keys import Keys
 
 RATE: Final = 50.0
 """Good operations a second."""
@@ -70,6 +71,34 @@ def percentile(values: Sequence[float], share: float = 0.99) -> float:
     """The value below which that share of them is."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("inf")
+
+
+def write(client: redis.Redis, keys: Keys, operations: Iterable[Hostile], prefix: bytes = b"") -> None:
+    """Write them straight into Redis."""
+    pipeline = client.pipeline(transaction=False)
+    for each in operations:
+        own = prefix + each.operation_id
+        key = keys.operation_prefix.encode() + own
+        if each.plain is not None:
+            pipeline.set(key, each.plain)
+        else:
+            fields: dict[str, bytes] = {"st": b"ready", "q": QUEUE.encode(), "ts": b"1", "rd": b"1", **each.fields}
+            pipeline.hset(key, mapping=fields if each.body is None else {**fields, "b": each.body})
+        if each.delayed:
+            pipeline.zadd(keys.delayed, {own: 1})
+        else:
+            pipeline.rpush(f"{keys.prefix}{QUEUE}", own)
+    pipeline.zadd(keys.wake, {"0": 0})
+    pipeline.execute()
+
+
+def write_steadily(url: str, prefix: str, operations: Sequence[Hostile], rate: float) -> None:
+    """Write so many a second, in a process that does nothing else."""
+    keys, began = Keys(prefix), time.monotonic()
+    with redis.Redis.from_url(url) as client:
+        for start in range(0, len(operations), BATCH):
+            time.sleep(max(0.0, began + start / rate - time.monotonic()))
+            write(client, keys, operations[start : start + BATCH])
 
 
 class Attack:
@@ -133,7 +162,8 @@ class Attack:
         """
         mine = list(operations)
         self._hostile += mine
-        attacker = get_context("fork").Process(target=self._write_steadily, args=(mine, rate), daemon=True)
+        arguments = (self._lab.server.url, self._lab.keys.prefix, mine, rate)
+        attacker = get_context("spawn").Process(target=write_steadily, args=arguments, daemon=True)
         attacker.start()
         yield
         attacker.join(60)
@@ -141,35 +171,14 @@ class Attack:
             attacker.kill()
             raise LabError("the hostile operations could not be written")
 
+    def write(self, operations: Iterable[Hostile], prefix: bytes = b"") -> None:
+        """Write them straight into Redis."""
+        write(self._client, self._lab.keys, operations, prefix)
+
     def write_and_note(self, operations: Sequence[Hostile]) -> None:
         """Write them straight into Redis, and remember what has to become of them."""
         self._hostile += operations
         self.write(operations)
-
-    def write(self, operations: Iterable[Hostile], prefix: bytes = b"") -> None:
-        """Write them straight into Redis."""
-        keys = self._lab.keys
-        pipeline = self._client.pipeline(transaction=False)
-        for each in operations:
-            own = prefix + each.operation_id
-            key = keys.operation_prefix.encode() + own
-            if each.plain is not None:
-                pipeline.set(key, each.plain)
-            else:
-                fields: dict[str, bytes] = {"st": b"ready", "q": QUEUE.encode(), "ts": b"1", "rd": b"1", **each.fields}
-                pipeline.hset(key, mapping=fields if each.body is None else {**fields, "b": each.body})
-            if each.delayed:
-                pipeline.zadd(keys.delayed, {own: 1})
-            else:
-                pipeline.rpush(f"{keys.prefix}{QUEUE}", own)
-        pipeline.zadd(keys.wake, {"0": 0})
-        pipeline.execute()
-
-    def _write_steadily(self, operations: list[Hostile], rate: float) -> None:
-        began = time.monotonic()
-        for start in range(0, len(operations), BATCH):
-            time.sleep(max(0.0, began + start / rate - time.monotonic()))
-            self.write(operations[start : start + BATCH])
 
     def _waiting(self) -> int:
         keys = self._lab.keys
