@@ -27,6 +27,7 @@ from typing import Any, Final
 
 import queue_system
 from chaos import processors
+from chaos.worker import work_until_terminated
 from queue_system import QueueConfig, QueueWorker, outcome
 from queue_system.broker.aio import AsyncBroker
 from queue_system.broker.messages import Call
@@ -214,10 +215,4 @@ async def _work(settings: dict[str, Any], registry: Registry) -> None:
         telemetry=None,
         registry=registry,
     )
-    worker = QueueWorker(config, **settings["worker"])
-    terminated = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
-    await worker.start()
-    print("ready", flush=True)
-    await terminated.wait()
-    await worker.stop()
+    await work_until_terminated(QueueWorker(config, **settings["worker"]))

@@ -58,14 +58,18 @@ async def main(settings: dict[str, Any]) -> None:
     register(settings.get("register", {}))
     options = {"telemetry": None, "importable_modules": ["chaos.processors"], **settings["config"]}
     config = QueueConfig(redis_url=settings["redis_url"], listeners=[Listener()], **options)
-    worker = QueueWorker(config, **settings["worker"])
+    await work_until_terminated(QueueWorker(config, **settings["worker"]))
+    print("stopped", flush=True)
+
+
+async def work_until_terminated(worker: QueueWorker) -> None:
+    """Say ``ready`` once it works, and drain it at SIGTERM."""
     terminated = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
     await worker.start()
     print("ready", flush=True)
     await terminated.wait()
     await worker.stop()
-    print("stopped", flush=True)
 
 
 def end_with_input() -> None:

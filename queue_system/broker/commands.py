@@ -97,7 +97,7 @@ class Commands:
     ) -> Call[Claimed]:
         """Lease at most so many operations of the given queues, which are in the order of dispatch, to `worker`.
 
-        With `suspect`, one during which a worker has died may be leased, and then nothing else.
+        With `suspect`, one during which workers have died may be leased, and then nothing else.
         """
         keys = self.keys
         ready = tuple(queue.key for queue in queues)

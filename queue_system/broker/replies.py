@@ -195,7 +195,7 @@ def audit_counts(reply: Any) -> AuditCounts:
     now, queues, delayed, leased, failures, system_errors, metrics, depths, token, left_behind = reply
     return AuditCounts(
         now=int(now) / 1000,
-        queues={text(name): int(length) for name, length in zip(queues[::2], queues[1::2], strict=True)},
+        queues=dict(_lengths(queues)),
         delayed=int(delayed),
         leased=int(leased),
         failures=int(failures),

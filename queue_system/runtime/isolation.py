@@ -2,19 +2,14 @@
 
 One of what was in flight in a worker that died may kill again. One death may have any cause; from the second on (with
 the default `max_crashes`) what was in flight is under suspicion, and runs alone: if the worker dies once more, it was
-the suspect, and no innocent neighbour is blamed with it. It runs alone for
-as long as it had run when its worker died, at most a minute; whoever outlives that is joined by others again.
+the suspect, and no innocent neighbour is blamed with it. It runs alone for as long as it had run when its worker died,
+at most a minute; whoever outlives that is joined by others again.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
-
-PATIENCE: Final = 10.0
-"""Seconds that a worker claims nothing so as to become empty for a suspect. Then the suspect runs beside what is left:
-that has run for at least so long without harm, and work must not stand still for an operation of an hour."""
 
 
 class Isolation:
@@ -22,7 +17,8 @@ class Isolation:
 
     Args:
         later: given seconds after which the worker may be open again.
-        patience: seconds, see `PATIENCE`.
+        patience: seconds that a worker claims nothing so as to become empty for a suspect. Then the suspect runs beside
+            what is left: that has run for so long without harm, and an operation of an hour must not stop all else.
         clock: monotonic seconds.
     """
 
@@ -30,7 +26,7 @@ class Isolation:
         self,
         later: Callable[[float], None],
         *,
-        patience: float = PATIENCE,
+        patience: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._later = later

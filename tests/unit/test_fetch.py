@@ -49,7 +49,7 @@ async def test_a_flush_waits_for_the_outcomes_that_are_on_their_way():
         outbox,
         free_slots=lambda: Slots(0, 0),
         on_claimed=lambda _: None,
-        isolation=Isolation(lambda _: None),
+        isolation=Isolation(lambda _: None, patience=10.0),
         hooks=NO_HOOKS,
         breaker=CircuitBreaker("redis"),
         lease=10.0,

@@ -27,7 +27,7 @@ def freed():
 
 @pytest.fixture
 def intake(pool, freed):
-    return Intake(2, lambda: pool.limit, lambda: freed.append(True), Isolation(lambda _: None))
+    return Intake(2, lambda: pool.limit, lambda: freed.append(True), Isolation(lambda _: None, patience=10.0))
 
 
 async def next_of(intake, *, sync):

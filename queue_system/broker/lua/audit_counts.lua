@@ -7,9 +7,8 @@
 local prefix, now = ARGV[1], now_ms()
 local queues = {}
 for _, queue in ipairs(redis.call('HKEYS', KEYS[1])) do
-  local list = prefix .. queue
   queues[#queues + 1] = queue
-  queues[#queues + 1] = redis.call('TYPE', list).ok == 'list' and redis.call('LLEN', list) or 0
+  queues[#queues + 1] = length_of(prefix .. queue)
 end
 return { now, queues, redis.call('ZCARD', KEYS[2]), redis.call('ZCARD', KEYS[3]), redis.call('ZCARD', KEYS[4]),
   redis.call('ZCARD', KEYS[5]), redis.call('HGETALL', KEYS[6]), redis.call('HGETALL', KEYS[7]),

@@ -4,8 +4,8 @@
 --       4 lease (ms)  5 retention (ms)  6 at most how many
 -- Reply {returned to their queue, in grace 0|1, quarantined operations as 12 values each, like claim with index 0}
 -- A quarantined operation is leased to the caller, which gives it up like any other failure.
--- After an outage (no reaping for 3 intervals, or for a lease if that is shorter) nothing is taken back for one lease: its owners are alive, and were
--- as unable to renew as this script was to run.
+-- After an outage (no reaping for 3 intervals, or for a lease if that is shorter) nothing is taken back for one lease:
+-- its owners are alive, and were as unable to renew as this script was to run.
 -- Cost  about 6 commands for each expired lease
 local prefix, max_crashes, interval = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local lease, retention, limit = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
