@@ -1,8 +1,10 @@
 """The listener that feeds the Prometheus metrics of events.
 
-Children are cached: a counter costs 0.5 us through its child and 1.7 us through `labels()`. They are made at 0, so that
-`increase()` sees the first event: those of the registered processors when a worker starts, those of other pairs of
-queue and processor when the pair is first heard of.
+Children are kept, as looking each of them up would cost more than counting. They are made at 0, so that `increase()`
+sees the first event: those of the registered processors when a worker starts, those of other pairs of queue and
+processor when the pair is first heard of.
+
+What adds up is changed under one lock, so that no scrape sees half of an event.
 
 How the counts hang together is in ``docs/metrics.md``.
 """
@@ -13,8 +15,7 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Any, Final, Generic, TypeVar
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client import disable_created_metrics as _disable_created_metrics
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from queue_system.events import (
     STOP_REASONS,
@@ -46,13 +47,14 @@ from queue_system.outcome import (
     TOTAL_TIMEOUT,
     UNKNOWN_PROCESSOR,
 )
-from telemetry.catalogue import EVENTS, Metric
+from telemetry.catalogue import EVENTS
+from telemetry.families import LOCK, Counter, Families, Family, acquire, release
 
 MAX_LABEL_VALUES: Final = 100
 """Queues, and processors, that are told apart."""
 
 MAX_PAIRS: Final = 300
-"""Pairs of queue and processor that are told apart: each is about 100 series and 40 KB."""
+"""Pairs of queue and processor that are told apart: each is about 100 series and 10 KB."""
 
 MAX_ERROR_TYPES: Final = 30
 OTHER: Final = "other"
@@ -73,8 +75,6 @@ _REDIS_ERRORS: Final = (
     *(("renew", kind) for kind in ("connection", "timeout", "auth", "readonly", "loading", "busy", "refused")),
 )
 _LISTENERS: Final = ("TracingListener", "MetricsListener", "Collectors", "LogListener")
-
-_KINDS: Final = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
 
 _Value = TypeVar("_Value", bound=Hashable)
 
@@ -105,13 +105,13 @@ class EventMetrics:
     """The metric families of `catalogue.EVENTS` in one registry, and the values that their labels may have."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._families = {metric.name: _family(metric, registry) for metric in EVENTS}
+        self._families = Families(EVENTS, registry)
         self.queue, self.processor = Bounded(MAX_LABEL_VALUES, OTHER), Bounded(MAX_LABEL_VALUES, OTHER)
         self.error_type = Bounded(MAX_ERROR_TYPES, OTHER)
         self._pairs = Bounded(MAX_PAIRS, (OTHER, OTHER))
         self._begin_at_zero()
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> Family[Any]:
         return self._families[name]
 
     def pair(self, queue: str, processor: str) -> tuple[str, str]:
@@ -168,16 +168,17 @@ class MetricsListener(Hooks):
         self.registry = registry
         self._metrics = metrics = event_metrics(registry)
         self._exemplar = exemplar
-        self._pairs: dict[tuple[str, str], _Children] = {}
-        self._enqueued: dict[tuple[str, str, str], Any] = {}
+        self._pairs: dict[str, dict[str, _Children]] = {}  # by queue and processor
+        self._enqueued: dict[tuple[str, str, str], Counter] = {}
+        pool_wait = metrics["thread_pool_wait_seconds"].labels()
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             Enqueued: self._on_enqueued,
             AttemptStarted: self._on_started,
             AttemptFinished: self._on_finished,
             OutcomeApplied: self._on_applied,
-            PoolStarted: lambda event: metrics["thread_pool_wait_seconds"].observe(event.waited, exemplar()),
-            LeaseLost: lambda _: metrics["leases_lost_total"].inc(),
-            Reclaimed: lambda event: metrics["reclaimed_total"].inc(event.returned + event.quarantined),
+            PoolStarted: lambda event: pool_wait.observe(event.waited, exemplar()),
+            LeaseLost: lambda _: metrics["leases_lost_total"].labels().inc(),
+            Reclaimed: lambda event: metrics["reclaimed_total"].labels().inc(event.returned + event.quarantined),
             WorkerTaskFailed: self._on_task_failed,
             BrokerCall: self._on_broker_call,
             BrokerError: lambda event: metrics["redis_errors_total"].labels(event.operation, event.kind).inc(),
@@ -185,7 +186,6 @@ class MetricsListener(Hooks):
             BreakerChanged: self._on_breaker,
         }
         self._results: dict[str, Callable[[OutcomeApplied, _Children], None]] = {
-            "processed": self._on_processed,
             "retried": self._on_retried,
             "failed": self._on_failed,
         }
@@ -215,15 +215,19 @@ class MetricsListener(Hooks):
         """See `Hooks`: counts it."""
         self._metrics["telemetry_failures_total"].labels(listener).inc()
 
+    def _of(self, operation: OperationInfo) -> _Children:
+        try:
+            return self._pairs[operation.queue][operation.processor]
+        except KeyError:
+            return self._children(operation.queue, operation.processor)
+
     def _children(self, queue: str, processor: str) -> _Children:
-        children = self._pairs.get((queue, processor))
-        if children is None:
-            # Kept under the bounded labels only: a million names must not fill the memory either.
-            labels = self._metrics.pair(queue, processor)
-            children = self._pairs.get(labels)
-            if children is None:
-                children = self._pairs[labels] = _Children(self._metrics, *labels)
-        return children
+        # Kept under the bounded labels only: a million names must not fill the memory either.
+        queue, processor = self._metrics.pair(queue, processor)
+        of_queue = self._pairs.setdefault(queue, {})
+        if processor not in of_queue:
+            of_queue[processor] = _Children(self._metrics, queue, processor)
+        return of_queue[processor]
 
     def _on_enqueued(self, event: Enqueued) -> None:
         counter = self._enqueued.get((event.queue, event.priority, event.processor))
@@ -233,7 +237,7 @@ class MetricsListener(Hooks):
         if event.duplicates:
             self._metrics["deduplicated_total"].labels(self._metrics.queue(event.queue)).inc(event.duplicates)
 
-    def _enqueued_counter(self, event: Enqueued) -> Any:
+    def _enqueued_counter(self, event: Enqueued) -> Counter:
         queue, processor = self._metrics.pair(event.queue, event.processor)
         if (queue, event.priority, processor) not in self._enqueued:
             self._metrics["deduplicated_total"].labels(self._metrics.queue(event.queue))
@@ -243,18 +247,28 @@ class MetricsListener(Hooks):
         return self._enqueued[queue, event.priority, processor]
 
     def _on_started(self, event: AttemptStarted) -> None:
-        if event.operation.kind != "operation":
+        operation = event.operation
+        if operation.kind != "operation":
             return
-        children = self._of(event.operation)
-        children.started.inc()
-        children.wait.observe(event.wait, self._exemplar())
+        children, exemplar = self._of(operation), self._exemplar()
+        try:
+            acquire()
+            children.started.value += 1
+            children.wait.add(event.wait, exemplar)
+        finally:
+            release()
 
     def _on_finished(self, event: AttemptFinished) -> None:
         operation, outcome = event.operation, event.outcome
-        own = operation.kind == "operation"
         if outcome in TIMED_OUTCOMES:
+            own = operation.kind == "operation"
             histogram = self._of(operation).duration[outcome] if own else self._callback_time[outcome]
-            histogram.observe(event.duration, self._exemplar())
+            exemplar = self._exemplar()
+            try:
+                acquire()
+                histogram.add(event.duration, exemplar)
+            finally:
+                release()
         elif outcome == "abandoned":  # nothing of it will be applied
             self._abandoned(operation)
         if event.error_type and outcome:
@@ -263,9 +277,24 @@ class MetricsListener(Hooks):
 
     def _on_applied(self, event: OutcomeApplied) -> None:
         operation = event.operation
+        if event.result == "processed" and operation.kind == "operation":  # nearly all of them
+            children = self._of(operation)
+            try:
+                acquire()
+                children.attempts[event.outcome].value += 1
+                children.processed.value += 1
+                children.end_to_end.add(event.age)
+            finally:
+                release()
+        else:
+            with LOCK:
+                self._on_ended_otherwise(event)
+
+    def _on_ended_otherwise(self, event: OutcomeApplied) -> None:
+        operation = event.operation
         if event.result == "stale":
             if event.reason == "lease_lost":
-                self._metrics["stale_acks_total"].inc()
+                self._metrics["stale_acks_total"].labels().inc()
             if event.outcome and event.outcome != "exhausted":  # of that one it is the end of an attempt that began
                 self._abandoned(operation)
         elif event.result in ("rejected", "requeued"):
@@ -279,10 +308,6 @@ class MetricsListener(Hooks):
             if event.outcome:
                 children.attempts[event.outcome].inc()
             self._results[event.result](event, children)
-
-    def _on_processed(self, event: OutcomeApplied, children: _Children) -> None:
-        children.processed.inc()
-        children.end_to_end.observe(event.age)
 
     def _on_retried(self, event: OutcomeApplied, children: _Children) -> None:
         children.retried[event.reason].inc()
@@ -301,7 +326,7 @@ class MetricsListener(Hooks):
         elif event.reason == TIMEOUT:
             children.timeouts["attempt"].inc()
         if event.outcome == "exhausted":
-            self._metrics["thread_pool_exhaustion_total"].inc()
+            self._metrics["thread_pool_exhaustion_total"].labels().inc()
 
     def _on_callback(self, event: OutcomeApplied) -> None:
         if event.outcome:
@@ -334,11 +359,9 @@ class MetricsListener(Hooks):
             histogram.observe(event.duration)
 
     def _on_breaker(self, event: BreakerChanged) -> None:
-        for state in BREAKER_STATES:
-            self._metrics["circuit_breaker_state"].labels(event.breaker, state).set(state == event.state)
-
-    def _of(self, operation: OperationInfo) -> _Children:
-        return self._children(operation.queue, operation.processor)
+        with LOCK:
+            for state in BREAKER_STATES:
+                self._metrics["circuit_breaker_state"].labels(event.breaker, state).set(state == event.state)
 
 
 _shared: dict[int, tuple[CollectorRegistry, EventMetrics]] = {}
@@ -350,12 +373,5 @@ def event_metrics(registry: CollectorRegistry) -> EventMetrics:
     with _lock:
         known = _shared.get(id(registry))
         if known is None or known[0] is not registry:
-            _disable_created_metrics()  # type: ignore[no-untyped-call]  # the ..._created series double the cost of a scrape and tell nothing new
             known = _shared[id(registry)] = (registry, EventMetrics(registry))
         return known[1]
-
-
-def _family(metric: Metric, registry: CollectorRegistry) -> Any:
-    options: dict[str, Any] = {"buckets": metric.buckets} if metric.buckets else {}
-    name = metric.full_name.removesuffix("_total")
-    return _KINDS[metric.kind](name, metric.help, metric.labels, registry=registry, **options)

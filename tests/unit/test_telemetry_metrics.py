@@ -222,6 +222,13 @@ def test_children_of_registered_processors_are_there_before_their_first_event(wa
     assert watched("rejected_total", **QUEUE) == watched("requeued_total", **QUEUE, reason="shutdown") == 0
 
 
+def test_a_name_that_stands_for_nothing_gets_no_series(watched: Watched) -> None:
+    watched.tell(AttemptFinished(info(), "", 0, "failed", 0, "UnknownProcessor"))
+    watched.tell(applied("failed", "", "unknown_processor"))
+    assert watched("failed_total", queue="mail", processor=OTHER, reason="unknown_processor") == 1
+    assert watched("attempts_started_total", **PAIR) is None
+
+
 def test_children_of_a_producer_are_its_own_only(watched: Watched) -> None:
     watched.tell(Enqueued("mail", "high", "send", 1, 0, ("a",)))
     assert [watched("enqueued_total", **PAIR, priority=one) for one in ("high", "normal", "low")] == [1, 0, 0]
