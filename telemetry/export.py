@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,12 +22,13 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY  # the only way to keep instrumented clients quiet
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
 from queue_system.errors import ConfigurationError
 from queue_system.log import get_logger
+from telemetry.spans import AnySpan, LightExporter, LightProvider, light_tracer, sdk_spans
 
 logger = get_logger(logging.getLogger("queue_system.telemetry"))
 
@@ -60,13 +62,18 @@ class RetrySampler(Sampler):
     ) -> SamplingResult:
         """See the SDK."""
         result = self._base.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
-        if result.decision is Decision.DROP and attributes and attributes.get("queue_system.attempt", 1) > 1:
+        if result.decision is Decision.DROP and attributes and is_retry(attributes):
             return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes, trace_state)
         return result
 
     def get_description(self) -> str:
         """See the SDK."""
         return f"RetrySampler({self._base.get_description()})"
+
+
+def is_retry(attributes: Mapping[str, Any]) -> bool:
+    """Whether a span with these attributes is of an attempt after the first."""
+    return bool(attributes.get("queue_system.attempt", 1) > 1)
 
 
 @dataclass(slots=True)
@@ -90,7 +97,7 @@ class SpanQueue(SpanProcessor):
     """
 
     _changed: threading.Condition
-    _waiting: deque[ReadableSpan]
+    _waiting: deque[AnySpan]
     _in_flight: int
     _stopping: bool
     _flushing: bool
@@ -120,9 +127,12 @@ class SpanQueue(SpanProcessor):
         return len(self._waiting)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Take a span; never waits for the exporter."""
-        if span.context is None or not span.context.trace_flags.sampled:
-            return
+        """See the SDK. Spans that are recorded without being sampled are not exported."""
+        if span.context is not None and span.context.trace_flags.sampled:
+            self.take(span)
+
+    def take(self, span: AnySpan) -> None:
+        """Take a sampled span that has ended; never waits for the exporter."""
         with self._changed:
             self._counts.ended += 1
             if self._stopping:
@@ -190,7 +200,7 @@ class SpanQueue(SpanProcessor):
             del batch  # while it waits, it must not keep the last spans alive
         self._exporter.shutdown()
 
-    def _next(self) -> list[ReadableSpan]:
+    def _next(self) -> list[AnySpan]:
         """Wait for a full batch, or for the delay to pass. Empty at the end only."""
         with self._changed:
             while True:
@@ -205,9 +215,12 @@ class SpanQueue(SpanProcessor):
     def _due(self) -> bool:
         return self._stopping or self._flushing or len(self._waiting) >= self._batch
 
-    def _export(self, batch: list[ReadableSpan]) -> bool:
+    def _export(self, batch: list[AnySpan]) -> bool:
+        exporter = self._exporter
         try:
-            return self._exporter.export(batch) is SpanExportResult.SUCCESS
+            if isinstance(exporter, LightExporter):
+                return exporter.export(batch) is SpanExportResult.SUCCESS
+            return exporter.export(sdk_spans(batch)) is SpanExportResult.SUCCESS
         except Exception as error:  # noqa: BLE001  an exporter that raises must not end the thread
             logger.warning("span_export_failed", error_type=type(error).__name__)
             return False
@@ -233,13 +246,15 @@ class SpanPipeline:
     ) -> None:
         self.counts = SpanCounts()
         self.queue = SpanQueue(exporter, self.counts, size=queue_size)
-        self.provider = TracerProvider(
+        self.provider = LightProvider(
             resource=_resource(service_name),
             sampler=sampler,  # None: the SDK reads its variables
             shutdown_on_exit=False,
         )
-        self.provider.sampler = RetrySampler(self.provider.sampler)
+        base = self.provider.sampler
+        self.provider.sampler = RetrySampler(base)
         self.provider.add_span_processor(self.queue)
+        self.provider.light = light_tracer(self.provider, base, is_retry, self.queue.take)
 
     def install(self) -> bool:
         """Make it the application's provider; false, and no change, when the application has set its own.
@@ -281,24 +296,14 @@ def otlp_exporter(endpoint: str | None = None, protocol: str | None = None) -> S
         or "http/protobuf"
     )
     if protocol == "http/protobuf":
-        return _http_exporter(endpoint)
+        from telemetry.otlp_http import http_exporter  # noqa: PLC0415  only if used
+
+        return http_exporter(endpoint)
     if protocol == "grpc":
-        return _grpc_exporter(endpoint)
+        from telemetry.otlp_grpc import GrpcExporter  # noqa: PLC0415  only if used
+
+        return GrpcExporter(endpoint=endpoint)
     raise ConfigurationError(f"OTLP protocol {protocol!r}: use http/protobuf or grpc")
-
-
-def _http_exporter(endpoint: str | None) -> SpanExporter:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415  only if used
-
-    if endpoint is not None and not endpoint.rstrip("/").endswith("/v1/traces"):
-        endpoint = endpoint.rstrip("/") + "/v1/traces"
-    return OTLPSpanExporter(endpoint=endpoint)
-
-
-def _grpc_exporter(endpoint: str | None) -> SpanExporter:
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415  only if used
-
-    return OTLPSpanExporter(endpoint=endpoint)
 
 
 def _resource(service_name: str | None) -> Resource:

@@ -17,15 +17,17 @@ No payload, no result and no message of an error (it may quote a payload) is eve
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
+from functools import lru_cache
 from typing import Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from queue_system.events import (
@@ -40,13 +42,19 @@ from queue_system.events import (
 )
 from queue_system.hooks import NO_CONTEXT, Hooks
 from queue_system.operation import KIND_CALLBACK
-from queue_system.version import __version__
+from telemetry.spans import SCOPE, LightProvider, LightSpan, Shape, Spans
 
 SYSTEM: Final = "queue_system"
 LINK_ONLY: Final = "trace-link-only"
 """Header of an operation whose attempts do not continue the producer's trace: it was delayed, or one of a batch."""
 
+_SHAPES_KEPT: Final = 1024
+"""Kinds of spans (by queue, processor, attempt...) whose common part is made once."""
+
 _propagator = TraceContextTextMapPropagator()
+_PLAIN_TRACEPARENT: Final = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+"""As we write it ourselves; any other form is left to the propagator."""
+
 _link_only: ContextVar[bool | None] = ContextVar("queue_system_link_only", default=None)
 """Inside an enqueue call: whether its operations are linked only. None outside."""
 
@@ -54,12 +62,15 @@ _link_only: ContextVar[bool | None] = ContextVar("queue_system_link_only", defau
 class TracingListener(Hooks):
     """Makes spans with the application's tracer provider. Without one they cost next to nothing.
 
+    With the provider of a `SpanPipeline` they cost little; see `telemetry.spans`.
+
     Args:
         provider: None for the global one, whatever it will be by then.
     """
 
     def __init__(self, provider: trace.TracerProvider | None = None) -> None:
-        self._tracer = trace.get_tracer("queue_system", __version__, tracer_provider=provider)
+        self._sdk = _SdkSpans(trace.get_tracer(SCOPE.name, SCOPE.version, tracer_provider=provider))
+        self._provider = provider
         self._running: dict[int, tuple[OperationInfo, Span]] = {}
         self._off = provider is None
         self._look_again = 0.0
@@ -71,11 +82,15 @@ class TracingListener(Hooks):
 
     def enqueue_context(self, event: EnqueueStarted) -> AbstractContextManager[None]:
         """See `Hooks`."""
-        return NO_CONTEXT if self._is_off() else _EnqueueSpan(self._tracer, event)
+        return NO_CONTEXT if self._is_off() else _EnqueueSpan(self._spans(), event)
 
     def attempt_context(self, event: AttemptStarted) -> AbstractContextManager[None]:
         """See `Hooks`."""
-        return NO_CONTEXT if self._is_off() else _AttemptSpan(self._tracer, event, self._running)
+        return NO_CONTEXT if self._is_off() else _AttemptSpan(self._spans(), event, self._running)
+
+    def _spans(self) -> Spans:
+        provider = self._provider
+        return provider.light or self._sdk if isinstance(provider, LightProvider) else self._sdk
 
     def _is_off(self) -> bool:
         """Whether nobody has set up tracing: then not even spans that do nothing are made.
@@ -85,7 +100,8 @@ class TracingListener(Hooks):
         """
         if self._off and (now := time.monotonic()) >= self._look_again:
             self._look_again = now + 0.1
-            self._off = isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+            self._provider = trace.get_tracer_provider()
+            self._off = isinstance(self._provider, trace.ProxyTracerProvider)
         return self._off
 
     def inject(self, headers: dict[str, str]) -> None:
@@ -93,7 +109,7 @@ class TracingListener(Hooks):
         link_only = _link_only.get()
         if link_only is None and current_operation.get() is None:
             return  # what is current here, if anything, is the span in which the worker was started
-        _propagator.inject(headers)
+        _inject(headers)
         if headers and link_only:
             headers[LINK_ONLY] = "1"
 
@@ -118,6 +134,29 @@ class TracingListener(Hooks):
                 span.add_event("lease lost")
 
 
+class _SdkSpans:
+    """Spans of the application's tracer."""
+
+    def __init__(self, tracer: trace.Tracer) -> None:
+        self._tracer = tracer
+
+    def start_here(self, shape: Shape, attributes: dict[str, Any]) -> Span:
+        """See `Spans`."""
+        return self._tracer.start_span(shape.name, kind=shape.kind, attributes={**shape.attributes, **attributes})
+
+    def start(
+        self, shape: Shape, attributes: dict[str, Any], parent: SpanContext | None, links: Sequence[SpanContext]
+    ) -> Span:
+        """See `Spans`."""
+        return self._tracer.start_span(
+            shape.name,
+            context=otel_context.Context() if parent is None else _continuing(parent),
+            kind=shape.kind,
+            attributes={**shape.attributes, **attributes},
+            links=[Link(one) for one in links],
+        )
+
+
 class _CurrentSpan(AbstractContextManager[None]):
     """A span that is current inside; cheaper than the API's two generators, and it never takes an error's message."""
 
@@ -137,22 +176,16 @@ class _CurrentSpan(AbstractContextManager[None]):
 class _EnqueueSpan(_CurrentSpan):
     __slots__ = ("_link_only", "_outer")
 
-    def __init__(self, tracer: trace.Tracer, event: EnqueueStarted) -> None:
-        attributes: dict[str, Any] = {
-            "messaging.system": SYSTEM,
-            "messaging.operation.name": "enqueue",
-            "messaging.operation.type": "send",
-            "messaging.destination.name": event.queue,
-            "queue_system.priority": event.priority,
-            "queue_system.processor": event.processor,
-        }
-        if event.operation_id is not None:
-            attributes["messaging.message.id"] = event.operation_id
-        else:
-            attributes["messaging.batch.message_count"] = event.count
+    def __init__(self, spans: Spans, event: EnqueueStarted) -> None:
+        shape = _enqueue_shape(event.queue, event.priority, event.processor)
+        attributes: dict[str, Any] = (
+            {"messaging.batch.message_count": event.count}
+            if event.operation_id is None
+            else {"messaging.message.id": event.operation_id}
+        )
         self._link_only = event.operation_id is None or event.delay > 0
         self._outer: Token[bool | None] | None = None
-        super().__init__(tracer.start_span(f"enqueue {event.queue}", kind=SpanKind.PRODUCER, attributes=attributes))
+        super().__init__(spans.start_here(shape, attributes))
 
     def __enter__(self) -> None:
         super().__enter__()
@@ -169,28 +202,27 @@ class _EnqueueSpan(_CurrentSpan):
 class _AttemptSpan(_CurrentSpan):
     __slots__ = ("_operation", "_running")
 
-    def __init__(
-        self, tracer: trace.Tracer, event: AttemptStarted, running: dict[int, tuple[OperationInfo, Span]]
-    ) -> None:
+    def __init__(self, spans: Spans, event: AttemptStarted, running: dict[int, tuple[OperationInfo, Span]]) -> None:
         self._operation = operation = event.operation
         self._running = running
-        creation = _span_context(operation.headers)
-        previous = _span_context({"traceparent": operation.previous_trace})
         callback = operation.kind == KIND_CALLBACK
+        shape = _attempt_shape(
+            operation.queue,
+            operation.priority,
+            operation.processor,
+            operation.attempt,
+            is_async=operation.is_async,
+            callback=callback,
+        )
+        attributes = {"messaging.message.id": operation.operation_id, "queue_system.wait_seconds": round(event.wait, 6)}
+        creation = _span_context(operation.headers)
+        previous = _span_context({"traceparent": operation.previous_trace}) if operation.previous_trace else None
         parent = creation
         if operation.attempt > 1 or previous is not None or LINK_ONLY in operation.headers:
             parent = None
-        links = [Link(one) for one in (None if callback and parent else creation, previous) if one is not None]
-        super().__init__(
-            tracer.start_span(
-                f"callback {operation.processor}" if callback else f"process {operation.queue}",
-                # Not what is current: that is the span, if any, in which the worker was started.
-                context=otel_context.Context() if parent is None else _continuing(parent),
-                kind=SpanKind.INTERNAL if callback else SpanKind.CONSUMER,
-                attributes=_attributes(event),
-                links=links,
-            )
-        )
+        links = [one for one in (None if callback and parent else creation, previous) if one is not None]
+        # Not a child of what is current: that is the span, if any, in which the worker was started.
+        super().__init__(spans.start(shape, attributes, parent, links))
 
     def __enter__(self) -> None:
         super().__enter__()
@@ -203,35 +235,56 @@ class _AttemptSpan(_CurrentSpan):
 
 
 def current_ids() -> dict[str, str]:
-    """``trace_id`` and ``span_id`` of the current span, sampled or not; empty without one."""
-    context = trace.get_current_span().get_span_context()
+    """``trace_id`` and ``span_id`` of the current span, sampled or not; empty without one. Not to be changed."""
+    span = trace.get_current_span()
+    return span.ids if type(span) is LightSpan else _ids(span.get_span_context())
+
+
+def exemplar() -> dict[str, str] | None:
+    """``trace_id`` and ``span_id`` for an exemplar, when the current span is sampled and so can be looked up."""
+    span = trace.get_current_span()
+    if type(span) is LightSpan:
+        return span.ids
+    if span is trace.INVALID_SPAN:
+        return None
+    context = span.get_span_context()
+    return _ids(context) if context.trace_flags & TraceFlags.SAMPLED and context.is_valid else None
+
+
+def _ids(context: SpanContext) -> dict[str, str]:
     if not context.is_valid:
         return {}
     return {"trace_id": format(context.trace_id, "032x"), "span_id": format(context.span_id, "016x")}
 
 
-def exemplar() -> dict[str, str] | None:
-    """``trace_id`` and ``span_id`` for an exemplar, when the current span is sampled and so can be looked up."""
-    context = trace.get_current_span().get_span_context()
-    if not (context.is_valid and context.trace_flags.sampled):
-        return None
-    return {"trace_id": format(context.trace_id, "032x"), "span_id": format(context.span_id, "016x")}
+@lru_cache(_SHAPES_KEPT)
+def _enqueue_shape(queue: str, priority: str, processor: str) -> Shape:
+    attributes = {
+        "messaging.system": SYSTEM,
+        "messaging.operation.name": "enqueue",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": queue,
+        "queue_system.priority": priority,
+        "queue_system.processor": processor,
+    }
+    return Shape(f"enqueue {queue}", SpanKind.PRODUCER, attributes)
 
 
-def _attributes(event: AttemptStarted) -> dict[str, Any]:
-    operation = event.operation
-    return {
+@lru_cache(_SHAPES_KEPT)
+def _attempt_shape(queue: str, priority: str, processor: str, attempt: int, *, is_async: bool, callback: bool) -> Shape:
+    attributes = {
         "messaging.system": SYSTEM,
         "messaging.operation.name": "process",
         "messaging.operation.type": "process",
-        "messaging.destination.name": operation.queue,
-        "messaging.message.id": operation.operation_id,
-        "queue_system.priority": operation.priority,
-        "queue_system.processor": operation.processor,
-        "queue_system.attempt": operation.attempt,
-        "queue_system.wait_seconds": round(event.wait, 6),
-        "queue_system.mode": "async" if operation.is_async else "sync",
+        "messaging.destination.name": queue,
+        "queue_system.priority": priority,
+        "queue_system.processor": processor,
+        "queue_system.attempt": attempt,
+        "queue_system.mode": "async" if is_async else "sync",
     }
+    if callback:
+        return Shape(f"callback {processor}", SpanKind.INTERNAL, attributes)
+    return Shape(f"process {queue}", SpanKind.CONSUMER, attributes)
 
 
 def _on_pool_started(event: PoolStarted) -> None:
@@ -261,10 +314,28 @@ def _mark_error(span: Span, error_type: str) -> None:
     span.set_status(Status(StatusCode.ERROR, error_type))
 
 
+def _inject(headers: dict[str, str]) -> None:
+    """What the propagator does, at less cost in the common case."""
+    span = trace.get_current_span()
+    if type(span) is LightSpan and not span.trace_state:
+        headers["traceparent"] = f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.flags:02x}"
+    elif span is not trace.INVALID_SPAN:
+        _propagator.inject(headers)
+
+
 def _span_context(headers: dict[str, str]) -> SpanContext | None:
-    if not headers.get("traceparent"):
+    """What the propagator finds, at less cost in the common case; None without a valid one."""
+    traceparent = headers.get("traceparent")
+    if not traceparent:
         return None
-    context = trace.get_current_span(_propagator.extract(headers)).get_span_context()
+    plain = None if "tracestate" in headers else _PLAIN_TRACEPARENT.fullmatch(traceparent)
+    if plain is None:
+        context = trace.get_current_span(_propagator.extract(headers)).get_span_context()
+    else:
+        trace_id, span_id, flags = plain.groups()
+        context = SpanContext(
+            int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16))
+        )
     return context if context.is_valid else None
 
 
