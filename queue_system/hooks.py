@@ -71,36 +71,45 @@ NO_CONTEXT: Final = _NoContext()
 
 
 class _Isolated(AbstractContextManager[None]):
-    """Several contexts as one; what a listener raises on entering or leaving does not get out."""
+    """A context within another one; what its listener raises on entering or leaving does not get out."""
 
-    __slots__ = ("_contexts", "_entered", "_failed")
+    __slots__ = ("_context", "_entered", "_failed", "_listener", "_outer")
 
     def __init__(
-        self, contexts: list[tuple[Hooks, AbstractContextManager[None]]], failed: Callable[[Hooks], None]
+        self,
+        listener: Hooks,
+        context: AbstractContextManager[None],
+        outer: AbstractContextManager[None],
+        failed: Callable[[Hooks], None],
     ) -> None:
-        self._contexts = contexts
+        self._listener = listener
+        self._context = context
+        self._outer = outer
         self._failed = failed
-        self._entered: list[tuple[Hooks, AbstractContextManager[None]]] = []
+        self._entered = False
 
     def __enter__(self) -> None:
-        for listener, context in self._contexts:
-            try:
-                context.__enter__()
-            except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted
-                self._failed(listener)
-            else:
-                self._entered.append((listener, context))
+        if self._outer is not NO_CONTEXT:
+            self._outer.__enter__()
+        try:
+            self._context.__enter__()
+        except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted
+            self._failed(self._listener)
+        else:
+            self._entered = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for listener, context in reversed(self._entered):
+        if self._entered:
             try:
                 # What it returns is not heeded: a listener cannot swallow the work's exception either.
-                context.__exit__(kind, error, trace)
+                self._context.__exit__(kind, error, trace)
             except Exception as raised:  # noqa: BLE001  isolation is the point: it is logged and counted
                 if raised is not error:  # a generator context raises again what it was given
-                    self._failed(listener)
+                    self._failed(self._listener)
+        if self._outer is not NO_CONTEXT:
+            self._outer.__exit__(kind, error, trace)
 
 
 class HookChain(Hooks):
@@ -113,6 +122,8 @@ class HookChain(Hooks):
 
     def __init__(self, listeners: Sequence[Hooks] = (), on_failure: Callable[[str], None] | None = None) -> None:
         self._listeners = tuple(listeners)
+        self._enqueue_contexts = [(one, one.enqueue_context) for one in listeners if _has_own(one, "enqueue_context")]
+        self._attempt_contexts = [(one, one.attempt_context) for one in listeners if _has_own(one, "attempt_context")]
         self._on_failure = on_failure
         self._handlers: dict[type[Event], list[tuple[Hooks, Callable[[Any], None]]]] = {}
         self.failures = 0
@@ -145,11 +156,11 @@ class HookChain(Hooks):
 
     def enqueue_context(self, event: EnqueueStarted) -> AbstractContextManager[None]:
         """See `Hooks`."""
-        return self._all([(listener, listener.enqueue_context) for listener in self._listeners], event)
+        return self._all(self._enqueue_contexts, event)
 
     def attempt_context(self, event: AttemptStarted) -> AbstractContextManager[None]:
         """See `Hooks`."""
-        return self._all([(listener, listener.attempt_context) for listener in self._listeners], event)
+        return self._all(self._attempt_contexts, event)
 
     def inject(self, headers: dict[str, str]) -> None:
         """See `Hooks`."""
@@ -165,7 +176,7 @@ class HookChain(Hooks):
     def _all(
         self, makers: Sequence[tuple[Hooks, Callable[[Any], AbstractContextManager[None]]]], event: Event
     ) -> AbstractContextManager[None]:
-        contexts = []
+        contexts: AbstractContextManager[None] = NO_CONTEXT
         for listener, make in makers:
             try:
                 context = make(event)
@@ -173,8 +184,8 @@ class HookChain(Hooks):
                 self._failed(listener)
             else:
                 if context is not NO_CONTEXT:
-                    contexts.append((listener, context))
-        return _Isolated(contexts, self._failed) if contexts else NO_CONTEXT
+                    contexts = _Isolated(listener, context, contexts, self._failed)
+        return contexts
 
     def _failed(self, listener: Hooks) -> None:
         name = type(listener).__name__
@@ -186,6 +197,10 @@ class HookChain(Hooks):
         for tell in told if self._on_failure is None else (*told, self._on_failure):
             with contextlib.suppress(Exception):  # the last resort must not raise, and there is nobody left to tell
                 tell(name)
+
+
+def _has_own(listener: Hooks, method: str) -> bool:
+    return getattr(type(listener), method) is not getattr(Hooks, method)
 
 
 NO_HOOKS = HookChain()

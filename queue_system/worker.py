@@ -20,8 +20,7 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Self
 
 from queue_system.broker.messages import Delivery
@@ -283,7 +282,8 @@ class QueueWorker:
     @with_timeout(None)  # the loop has no end of its own: each call inside has a limit, and stop() bounds the drain
     async def _worker_loop(self, worker_id: int) -> None:
         """Process items, one after the other, until cancelled. While Redis is away, wait for the breaker."""
-        while True:
+        task = asyncio.current_task()
+        while not self._is_ended(task):
             try:
                 await self._process_queue_item(worker_id)
             except CircuitOpenError as error:
@@ -316,12 +316,15 @@ class QueueWorker:
             return await self._handle_processing_exception(
                 error, None, None, operation_id, worker_id, queue, redis, item_data
             )
-        with self._engine.attempts.closing(attempt):
+        try:
             if function is None:
                 return self._finish(attempt, decide_unknown(item, _unknown(item)))
-            if total_timeout_exceeded(item, attempt.retry, self._engine.fetcher.server_time()):
+            if total_timeout_exceeded(item, attempt.retry, attempt.started_at):
                 return await self._handle_timeout_exceeded(item, item["entity"], operation_id, redis)
             return await self._dispatch(attempt, function, queue, worker_id)
+        finally:
+            if not claim.handed_over:
+                self._engine.attempts.close(attempt)
 
     def _find_processor(self, processor_name: str, processor_module: str | None = None) -> Callable[..., Any] | None:
         """The processor of that name: registered, or let in by the import policy. None when unknown here.
@@ -360,8 +363,8 @@ class QueueWorker:
 
     def _update_thread_metrics(self, start_time: float) -> None:
         """Tell how long the pool had an operation (`start_time` is `time.monotonic` at its hand-over)."""
-        stats = self._engine.pool.stats()
-        self._hooks.on_event(PoolUsed(time.monotonic() - start_time, stats.active, stats.size))
+        pool = self._engine.pool
+        self._hooks.on_event(PoolUsed(time.monotonic() - start_time, pool.active, pool.size))
 
     async def _handle_pool_exhaustion(
         self,
@@ -487,17 +490,22 @@ class QueueWorker:
         item, redis = attempt.item, self._engine.outbox
         entity, operation_id = item["entity"], item["operation_id"]
         call = functools.partial(self._call_in_thread, attempt, function)
-        with self._held_by_pool(attempt), attempt.within(self._hooks):
-            try:
-                result = await self._execute_sync_processor(call, entity, operation_id)
-            except ThreadPoolExhaustedError:
-                await self._handle_pool_exhaustion(item, entity, operation_id, queue, redis, worker_id)
-            except asyncio.CancelledError:
-                await self._handle_cancellation(attempt, redis)
-            except Exception as error:  # noqa: BLE001  whatever a processor raises is its outcome
-                await self._handle_processing_exception(error, item, entity, operation_id, worker_id, queue, redis)
-            else:
-                self._finish(attempt, Success(result))
+        self._note_patience(attempt)
+        try:
+            with attempt.within(self._hooks):
+                try:
+                    result = await self._execute_sync_processor(call, entity, operation_id)
+                except ThreadPoolExhaustedError:
+                    await self._handle_pool_exhaustion(item, entity, operation_id, queue, redis, worker_id)
+                except asyncio.CancelledError:
+                    await self._handle_cancellation(attempt, redis)
+                except Exception as error:  # noqa: BLE001  whatever a processor raises is its outcome
+                    await self._handle_processing_exception(error, item, entity, operation_id, worker_id, queue, redis)
+                else:
+                    self._finish(attempt, Success(result))
+        finally:
+            self._patient.discard(operation_id)
+            self._engine.taken_from_pool(attempt)
 
     def _call_in_thread(self, attempt: Attempt, function: Callable[..., Any], _: dict[str, Any]) -> Any:
         attempt.thread = threading.get_ident()
@@ -507,34 +515,36 @@ class QueueWorker:
         self._hooks.on_event(attempt.started_event)
         return call_processor(function, attempt, None, self.config.logger)
 
-    @contextmanager
-    def _held_by_pool(self, attempt: Attempt) -> Iterator[None]:
-        """While the pool has an operation. A mere backlog takes one of its attempts at most, and never the last:
-        after that it is patient, and waits for its thread.
+    def _note_patience(self, attempt: Attempt) -> None:
+        """A mere backlog takes one of an operation's attempts at most, and never the last: after that it is patient,
+        and waits for its thread.
         """  # noqa: D205
-        operation_id = attempt.item["operation_id"]
         if attempt.item.get("exhaustions", 0) > 0 or attempt.number >= attempt.retry.max_attempts:
-            self._patient.add(operation_id)
-        try:
-            yield
-        finally:
-            self._patient.discard(operation_id)
-            self._engine.taken_from_pool(attempt)
+            self._patient.add(attempt.item["operation_id"])
 
     async def _handle_cancellation(self, attempt: Attempt, redis: Any) -> bool:
         """Cancelled by a stop or with the loop: given back. After a lost lease: dropped. By itself: an attempt."""
-        task = asyncio.current_task()
-        torn_down = task is not None and task.cancelling() > 0  # as by Ctrl-C in `asyncio.run`
+        ended = attempt.cancelled_from_outside() and self._is_ended(attempt.task)
         if attempt.cancelled_for == LEASE_LOST:
             self._engine.attempts.drop(attempt)
-        elif attempt.cancelled_for == SHUTDOWN or torn_down:
+        elif attempt.cancelled_for == SHUTDOWN or ended:
             await self._leave(attempt, redis)
-        if torn_down and task is not attempt.task:
-            raise asyncio.CancelledError  # this worker task is being ended, not only the processor
-        if attempt.cancelled_for or torn_down:
+        if attempt.cancelled_for or ended:
             return False
         error = ErrorInfo("CancelledError", "the processor was cancelled, but not by the worker")
         return await self._decide(attempt, CANCELLED, error, redis)
+
+    def _is_ended(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether a task is cancelled because the worker ends, or its event loop (as by Ctrl-C in `asyncio.run`). What
+        a processor has brought upon itself is taken back: the task has others to process.
+        """  # noqa: D205
+        if task is None or not task.cancelling():
+            return False
+        if self._engine.ending or (self._guardian is not None and self._guardian.cancelling()):
+            return True
+        while task.uncancel():
+            continue
+        return False
 
     async def _leave(self, attempt: Attempt, redis: Any) -> bool:
         """The worker ends: the operation is given back. One whose thread is abandoned has timed out: given back, it
@@ -563,14 +573,21 @@ class QueueWorker:
         name = queue.decode().removeprefix(self.config.keys.prefix)
         body = self.config.signer.open(delivery.operation_id, name, item_data, max_bytes=limit)
         item = decode_operation(body, max_bytes=limit, max_depth=self._settings.max_depth)
-        item["operation_id"] = delivery.operation_id
         if queue:
-            item["queue"], item["priority"] = self.config.keys.split_ready(queue.decode())
-        item["token"], item["delivery"], item["attempts"] = delivery.token, delivery.deliveries, delivery.attempts
-        item["crashes"], item["exhaustions"] = delivery.crashes, delivery.exhaustions
-        item["claimed_at"], item["ready_at"] = delivery.claimed_at, delivery.ready_at
-        item["accepted_at"], item["previous_trace"] = delivery.accepted_at, delivery.previous_trace
-        item["first_attempt_time"] = delivery.first_attempt_time
+            item["priority"], _, item["queue"] = name.partition(":")
+        item |= {
+            "operation_id": delivery.operation_id,
+            "token": delivery.token,
+            "delivery": delivery.deliveries,
+            "attempts": delivery.attempts,
+            "crashes": delivery.crashes,
+            "exhaustions": delivery.exhaustions,
+            "claimed_at": delivery.claimed_at,
+            "ready_at": delivery.ready_at,
+            "accepted_at": delivery.accepted_at,
+            "previous_trace": delivery.previous_trace,
+            "first_attempt_time": delivery.first_attempt_time,
+        }
         return item
 
     def _function_for(self, item: Operation) -> Callable[..., Any] | None:
@@ -601,9 +618,9 @@ class QueueWorker:
         except DecodeError as error:
             self._engine.attempts.reject(claim, describe_error(error))
             return
-        with self._engine.attempts.closing(attempt):
-            crashed = ErrorInfo("WorkerCrashed", f"{delivery.crashes} workers died while they ran this operation")
-            self._finish(attempt, Failure(CRASHED, crashed, CRASHED, attempted=False))
+        crashed = ErrorInfo("WorkerCrashed", f"{delivery.crashes} workers died while they ran this operation")
+        self._finish(attempt, Failure(CRASHED, crashed, CRASHED, attempted=False))
+        self._engine.attempts.close(attempt)
 
     async def _guard(self) -> None:
         """When the event loop is being torn down around a running worker, still give back what it holds."""

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import redis.asyncio as aioredis
 from redis.exceptions import NoPermissionError, NoScriptError
 
+from queue_system.broker.exchange import Exchange, exchange_of
 from queue_system.broker.messages import Call
 from queue_system.broker.resend import Resend, command_of, read, refusal, unsettled, worth_retrying
 from queue_system.broker.scripts import Script, load_scripts
@@ -24,7 +25,8 @@ class AsyncBroker:
     def __init__(
         self, client: aioredis.Redis, address: str, *, tries: int = 1, scripts: dict[str, Script] | None = None
     ) -> None:
-        self._client: Any = client  # redis-py's execute_command has no types
+        self._client: Any = client  # redis-py has no types for info
+        self._exchange: Exchange = exchange_of(client)
         self._address = address
         self._tries = tries
         self._scripts = load_scripts() if scripts is None else scripts
@@ -94,28 +96,25 @@ class AsyncBroker:
         return replies
 
     async def _send(self, call: Call[Any]) -> Any:
-        try:
-            return await self._client.execute_command(*command_of(call, self._scripts))
-        except NoScriptError:  # a new server, or SCRIPT FLUSH: nothing ran
-            return await self._client.execute_command(*command_of(call, self._scripts, by_source=True))
+        (reply,) = await self._exchange([command_of(call, self._scripts)])
+        if isinstance(reply, NoScriptError):  # a new server, or SCRIPT FLUSH: nothing ran
+            (reply,) = await self._exchange([command_of(call, self._scripts, by_source=True)])
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
     async def _send_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
         if len(calls) == 1:
             return [await self._send(calls[0])]
-        pipeline = self._client.pipeline(transaction=False)
         # Loaded first: a script that is sent again after NOSCRIPT would run after the claim that must see its effect.
         unknown = {call.name for call in calls if not call.plain} - self._loaded
-        for name in unknown:
-            pipeline.execute_command("SCRIPT LOAD", self._scripts[name].source)
-        for call in calls:
-            pipeline.execute_command(*command_of(call, self._scripts))
-        replies: list[Any] = (await pipeline.execute(raise_on_error=False))[len(unknown) :]
+        commands = [("SCRIPT", "LOAD", self._scripts[name].source) for name in unknown]
+        commands += [command_of(call, self._scripts) for call in calls]
+        replies = (await self._exchange(commands))[len(unknown) :]
         self._loaded |= unknown
         again = unsettled(calls, replies)
         if again:
-            pipeline = self._client.pipeline(transaction=False)
-            for i in again:
-                pipeline.execute_command(*command_of(calls[i], self._scripts, by_source=True))
-            for i, reply in zip(again, await pipeline.execute(raise_on_error=False), strict=True):
+            commands = [command_of(calls[i], self._scripts, by_source=True) for i in again]
+            for i, reply in zip(again, await self._exchange(commands), strict=True):
                 replies[i] = reply
         return replies

@@ -12,7 +12,6 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from queue_system.broker.packing import with_hiredis
 from queue_system.errors import ConfigurationError, UnsupportedServerError
 
 MINIMUM_VERSION: Final = (6, 2)
@@ -73,7 +72,6 @@ class UrlClients:
         """See `ClientFactory`."""
         client = aioredis.Redis.from_url(self._resolved(), retry=AsyncRetry(NoBackoff(), 0))
         client.connection_pool.connection_kwargs.update(self._options(timeout))
-        with_hiredis(client.connection_pool)
         return client
 
     def _options(self, timeout: float) -> dict[str, Any]:
@@ -126,7 +124,6 @@ class SettingsClients:
             connection_class=connection_class,
             **{name: value for name, value in settings.items() if name in known},
         )
-        with_hiredis(pool)
         return aioredis.Redis(connection_pool=pool)
 
 

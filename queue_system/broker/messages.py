@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
+import msgspec
+
 from queue_system.broker.lanes import Lane
 from queue_system.errors import QueueError
 
@@ -28,8 +30,7 @@ KIND_MIXED: Final = "m"  # both
 KIND_UNKNOWN: Final = "u"  # the producer does not know, and no worker has seen one yet
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
+class Call(msgspec.Struct, Generic[T], frozen=True):
     """One request: a script's name with keys and arguments, or (no keys) a plain command.
 
     `idempotent`: may be sent again when its reply was lost. A claim must not: its lease expires instead.
@@ -67,8 +68,7 @@ class NewOperation:
     dedup_window: float = 0.0
 
 
-@dataclass(slots=True)
-class Delivery:
+class Delivery(msgspec.Struct, gc=False):
     """One claim of one operation: what the worker holds while its lease lasts. Times in seconds, clock of Redis.
 
     `token` is unique for ever; `deliveries` counts the claims of this operation, this one included.
@@ -99,8 +99,7 @@ class ReadyQueue:
     key: str
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(msgspec.Struct, frozen=True):
     """A claim's reply. `next_due` is in seconds from now, None when nothing is delayed.
 
     `alone_for`: the only delivery is a suspect, which is to run alone for so many seconds; 0 when it is none.
@@ -308,8 +307,7 @@ class Callback:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(msgspec.Struct, frozen=True):
     """One operation that ended well."""
 
     operation_id: str

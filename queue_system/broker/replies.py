@@ -71,30 +71,29 @@ def _registry(flat: Any, ready_key: Callable[[str, str], str]) -> list[ReadyQueu
 
 def deliveries(flat: Any, ready: tuple[str, ...], now: float) -> list[Delivery]:
     """Claimed operations; `now` is the time of the claim in seconds."""
-    return [
-        _delivery(flat[start : start + _OPERATION_VALUES], ready, now)
-        for start in range(0, len(flat), _OPERATION_VALUES)
-    ]
-
-
-def _delivery(values: Sequence[Any], ready: tuple[str, ...], now: float) -> Delivery:
-    raw_id, index, token, count, attempts, crashes, exhaustions, first, due, accepted_at, trace, body = values
     now_ms = round(now * 1000)
-    return Delivery(
-        from_id(raw_id),
-        ready[index - 1] if index else "",
-        int(token),
-        whole(count),
-        whole(attempts),
-        whole(crashes),
-        whole(exhaustions),
-        whole(first, now_ms) / 1000,
-        whole(due, now_ms) / 1000,
-        whole(accepted_at, now_ms) / 1000,
-        now,
-        text(trace),
-        as_bytes(body),
-    )
+    each = iter(flat)
+    return [
+        Delivery(
+            from_id(raw_id),
+            ready[index - 1] if index else "",
+            int(token),
+            whole(count),
+            # Most often 0, or empty: not worth a call.
+            whole(attempts) if attempts else 0,
+            whole(crashes) if crashes else 0,
+            whole(exhaustions) if exhaustions else 0,
+            whole(first, now_ms) / 1000,
+            whole(due, now_ms) / 1000,
+            whole(accepted_at, now_ms) / 1000,
+            now,
+            text(trace) if trace else "",
+            as_bytes(body),
+        )
+        for raw_id, index, token, count, attempts, crashes, exhaustions, first, due, accepted_at, trace, body in zip(
+            *[each] * _OPERATION_VALUES, strict=True
+        )
+    ]
 
 
 def accepted(code: bytes | str, own_id: str) -> tuple[Accepted, str]:

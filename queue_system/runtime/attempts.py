@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import Token
 from types import TracebackType
 from typing import Any, Final
@@ -17,7 +16,7 @@ from queue_system.events import (
     OperationInfo,
     current_operation,
 )
-from queue_system.hooks import Hooks
+from queue_system.hooks import NO_CONTEXT, Hooks
 from queue_system.operation import KIND_OPERATION, Operation
 from queue_system.outcome import (
     ErrorInfo,
@@ -42,27 +41,30 @@ _NEXT: Final = {Success: "done", Retry: "retry", Failure: "failed", Requeue: "re
 
 
 class Attempt:
-    """One attempt. `task` runs an async processor; `cancelled_for` says why it was cancelled from outside; `called`
-    is true once the processor was called; `thread` is the ident of the thread in which a sync one was.
+    """One attempt. `key` is that of its claim; `task` sees it through, and awaits an async processor; `cancelled_for`
+    says why that was cancelled by the worker, `cancels` how often; `called` is true once the processor was called;
+    `thread` is the ident of the thread in which a sync one was.
     """  # noqa: D205
 
     __slots__ = (
-        "called", "cancelled_for", "cause", "claim", "error", "info", "item", "retry", "started", "started_at",
-        "submitted", "task", "thread", "wait",
+        "called", "cancelled_for", "cancels", "cause", "claim", "error", "info", "item", "key", "retry", "started",
+        "started_at", "started_event", "submitted", "task", "thread", "wait",
     )  # fmt: skip
 
     def __init__(self, item: Operation, claim: Claim | None, info: OperationInfo, now: float) -> None:
         self.item = item
         self.claim = claim
         self.info = info
+        self.key = claim.key if claim is not None else (item["operation_id"], item.get("token", 0))
         self.retry = _retry_of(item)
         self.error = NO_ERROR
         self.cause = ""
-        self.submitted = time.monotonic()
         self.task: asyncio.Task[Any] | None = None
         self.cancelled_for = ""
+        self.cancels = 0
         self.thread = 0
         self.begin(now)
+        self.submitted = self.started
         self.called = False
 
     def begin(self, now: float) -> None:
@@ -70,21 +72,29 @@ class Attempt:
         self.started = time.monotonic()
         self.started_at = now
         self.wait = max(0.0, now - self.item.get("ready_at", now))
+        self.started_event = AttemptStarted(self.info, self.wait)
         self.called = True  # last: the event loop asks for how long it has been, from another thread
 
-    @property
-    def key(self) -> tuple[str, int]:
-        """Id and fencing token: the same operation may, after a lost lease, be here twice."""
-        return self.item["operation_id"], self.item.get("token", 0)
+    def cancel(self, reason: str) -> None:
+        """Let `CancelledError` be raised where its task waits: for an async attempt in its processor."""
+        self.cancelled_for = reason
+        if self.task is not None:
+            self.cancels += 1
+            self.task.cancel()
+
+    def take_back_cancels(self) -> None:
+        """The processor has ended: its task goes on, to what is next."""
+        while self.cancels and self.task is not None:
+            self.cancels -= 1
+            self.task.uncancel()
+
+    def cancelled_from_outside(self) -> bool:
+        """Whether anybody but the worker has cancelled its task, and not taken that back."""
+        return self.task is not None and self.task.cancelling() > self.cancels
 
     def within(self, hooks: Hooks) -> Within:
         """Surrounds the attempt and the decision about it: what happens inside is known to belong to it."""
         return Within(self, hooks)
-
-    @property
-    def started_event(self) -> AttemptStarted:
-        """The event of its start."""
-        return AttemptStarted(self.info, self.wait)
 
     @property
     def number(self) -> int:
@@ -104,12 +114,14 @@ class Within:
 
     def __enter__(self) -> None:
         self._token = current_operation.set(self._info)
-        self._context.__enter__()
+        if self._context is not NO_CONTEXT:
+            self._context.__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._context.__exit__(kind, error, trace)
+        if self._context is not NO_CONTEXT:
+            self._context.__exit__(kind, error, trace)
         if self._token is not None:
             current_operation.reset(self._token)
 
@@ -174,15 +186,6 @@ class Attempts:
         if self._running.pop(attempt.key, None) is not None and attempt.called:
             self.made += 1
 
-    @contextmanager
-    def closing(self, attempt: Attempt) -> Iterator[None]:
-        """End the account of an attempt afterwards, unless it was handed over to the pool meanwhile."""
-        try:
-            yield
-        finally:
-            if attempt.claim is None or not attempt.claim.handed_over:
-                self.close(attempt)
-
     def of(self, item: Operation) -> Attempt:
         """The attempt of an operation as claimed; a new account for one that is not known."""
         key = item["operation_id"], item.get("token", 0)
@@ -198,31 +201,19 @@ class Attempts:
             self.drop(attempt)
             return False
         ended = self._clock()
-        self._tell(attempt, outcome)
-        headers: dict[str, str] = {}
-        if not isinstance(outcome, Success) or "on_success" in attempt.item:  # else nobody would read them
-            self._hooks.inject(headers)
-        settlement = Settlement(
-            *attempt.key,
-            outcome,
-            attempt.info,
-            record=self._record(attempt, outcome, ended, headers),
-            trace=headers.get("traceparent", ""),
-            callback=callback_for(
-                attempt.item,
-                outcome,
-                headers or attempt.info.headers,  # without an attempt's span it belongs to the producer's
-                max_bytes=self._max_bytes,
-                max_depth=self._max_depth,
-                signer=self._signer,
-            ),
-            age=max(0.0, ended - attempt.item.get("accepted_at", ended)),
-        )
+        age = max(0.0, ended - attempt.item.get("accepted_at", ended))
+        succeeded = type(outcome) is Success
+        if succeeded and "on_success" not in attempt.item:  # nobody would read what else there is to say
+            took = time.monotonic() - attempt.started
+            self._hooks.on_event(AttemptFinished(attempt.info, "success", took, "done"))
+            settlement = Settlement(attempt.key, outcome, attempt.info, age=age)
+        else:
+            settlement = self._settlement(attempt, outcome, ended, age)
         if attempt.claim is not None:
             attempt.claim.settled = True
         self._outbox.put(settlement)
         self._on_outcome()
-        return isinstance(outcome, Success)
+        return succeeded
 
     def drop(self, attempt: Attempt) -> None:
         """The attempt is over, and its end is nobody's concern any more: the operation has another owner."""
@@ -247,7 +238,7 @@ class Attempts:
             delivery.operation_id, queue, priority.rpartition(":")[2], "unknown", KIND_OPERATION,
             is_async=not claim.sync, attempt=delivery.attempts + 1, headers={},
         )  # fmt: skip
-        self._outbox.put(Settlement(delivery.operation_id, delivery.token, outcome, info))
+        self._outbox.put(Settlement(claim.key, outcome, info))
         claim.settled = True
         self._on_outcome()
 
@@ -264,6 +255,28 @@ class Attempts:
             item.get("previous_trace", ""),
         )
         return Attempt(item, claim, info, self._clock())
+
+    def _settlement(self, attempt: Attempt, outcome: Outcome, ended: float, age: float) -> Settlement:
+        """Tell how the attempt ended, and put together all that is kept of it."""
+        self._tell(attempt, outcome)
+        headers: dict[str, str] = {}
+        self._hooks.inject(headers)
+        return Settlement(
+            attempt.key,
+            outcome,
+            attempt.info,
+            record=self._record(attempt, outcome, ended, headers),
+            trace=headers.get("traceparent", ""),
+            callback=callback_for(
+                attempt.item,
+                outcome,
+                headers or attempt.info.headers,  # without an attempt's span it belongs to the producer's
+                max_bytes=self._max_bytes,
+                max_depth=self._max_depth,
+                signer=self._signer,
+            ),
+            age=age,
+        )
 
     def _tell(self, attempt: Attempt, outcome: Outcome) -> None:
         error = outcome.error if isinstance(outcome, Retry | Failure | Reject) else NO_ERROR

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import time
-from collections.abc import Awaitable, Callable
+import types
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Final
 
 from queue_system.context import OperationContext
@@ -40,37 +42,56 @@ def call_processor(function: Callable[..., Any], attempt: Attempt, deadline: flo
 async def await_processor(
     function: Callable[..., Any], attempt: Attempt, timeout: float, logger: Any, deadlines: Deadlines[Attempt]
 ) -> Any:
-    """The result of an async processor. It runs in a task of its own: what it sets in its context stays there.
+    """The result of an async processor. What it sets in its context stays there.
+
+    It runs in the task that calls this, and not in one of its own, which would cost as much again as all else.
 
     Raises:
         AttemptTimeoutError: it was cancelled after `timeout` seconds, and did not return a result all the same.
     """
-    call = call_processor(function, attempt, time.monotonic() + timeout, logger)
-    attempt.task = task = asyncio.get_running_loop().create_task(_contained(call))
+    attempt.task = asyncio.current_task()
     deadlines.set(attempt, timeout)
     try:
-        return await task
+        call = call_processor(function, attempt, time.monotonic() + timeout, logger)
+        result = await in_context(contextvars.copy_context(), call) if hasattr(call, "__await__") else call
+        if attempt.cancelled_from_outside():
+            await asyncio.sleep(0)  # it has cancelled its own task, and would not be there any more to notice
     except asyncio.CancelledError as error:
-        own = asyncio.current_task()
-        if attempt.cancelled_for == TIMED_OUT and not (own is not None and own.cancelling()):
+        if attempt.cancelled_for == TIMED_OUT and not attempt.cancelled_from_outside():
             raise AttemptTimeoutError(f"cancelled after {timeout:g} s") from error
         raise
+    except SystemExit as error:  # it must not end the worker
+        raise RuntimeError(f"the processor raised SystemExit({error.code!r})") from error
+    else:
+        return result
     finally:
         deadlines.clear(attempt)
+        attempt.take_back_cancels()
 
 
 def cancel_late(attempt: Attempt) -> None:
     """Its time is over: cancel the processor, unless it is being cancelled for something else already."""
-    if attempt.task is not None and not attempt.cancelled_for:
-        attempt.cancelled_for = TIMED_OUT
-        attempt.task.cancel()
+    if not attempt.cancelled_for:
+        attempt.cancel(TIMED_OUT)
 
 
-async def _contained(call: Awaitable[Any]) -> Any:
-    """Keep `SystemExit` of a processor from ending the worker."""
-    if not hasattr(call, "__await__"):
-        return call  # a decorator has made a sync function of an async one: this is its result
+@types.coroutine
+def in_context(context: contextvars.Context, call: Any) -> Generator[Any, Any, Any]:
+    """Await `call` in `context`: each of its steps runs in there, as those of a task of its own would."""
+    run = context.run
+    coroutine: Coroutine[Any, Any, Any] = call if asyncio.iscoroutine(call) else _awaited(call)
     try:
-        return await call
-    except SystemExit as error:
-        raise RuntimeError(f"the processor raised SystemExit({error.code!r})") from error
+        waits_for = run(coroutine.send, None)
+        while True:
+            try:
+                answer = yield waits_for
+            except BaseException as error:  # noqa: BLE001  a cancellation, most often: it is for the coroutine
+                waits_for = run(coroutine.throw, error)
+            else:
+                waits_for = run(coroutine.send, answer)
+    except StopIteration as done:
+        return done.value
+
+
+async def _awaited(call: Any) -> Any:
+    return await call

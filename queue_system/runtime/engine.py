@@ -71,6 +71,11 @@ class EngineSettings:
     signer: Signer = UNSIGNED
 
     @property
+    def worth_a_turn(self) -> int:
+        """So many outcomes are written while others are processed: those of half the slots, but of 8 at least."""
+        return max(self.max_workers // 2, min(self.max_workers, 8))
+
+    @property
     def reap_interval(self) -> float:
         """A fifth of the lease, from 1 to 5 s: a crash is noticed soon, and an idle worker asks little."""
         return min(max(self.lease / 5, 1.0), 5.0)
@@ -120,13 +125,20 @@ class Engine:
             settings.thread_pool_size, abandon_after=settings.abandon_after, on_capacity=self._changed
         )
         isolation = Isolation(self._changed_later, patience=settings.lease)
-        self.intake = Intake(settings.max_workers, lambda: self.pool.limit, self._changed, isolation)
+        self.intake = Intake(
+            settings.max_workers,
+            lambda: self.pool.limit,
+            self._changed,
+            isolation,
+            lambda: self.fetcher.is_free and self._is_worth_a_turn(),
+        )
         self.callback_pool = ThreadPool(
             CALLBACK_THREADS, abandon_after=settings.abandon_after, name="queue-system-callbacks"
         )
         self._drained = asyncio.Event()
-        self._leaves_hung = False
-        self._ending = False
+        self._stopping = self._leaves_hung = False
+        self.ending = False
+        """Its loops are being stopped: what runs in them does not go on."""
         self._last_account = (0.0, 0.0)
         self._utilization = self._lag = 0.0
         self._commands = commands
@@ -157,6 +169,7 @@ class Engine:
             commands,
             self.outbox,
             free_slots=self.intake.free,
+            may_hold_back=lambda: self.intake.waiting > 0 and not self._is_worth_a_turn(),
             on_claimed=self._claimed,
             isolation=isolation,
             hooks=hooks,
@@ -232,8 +245,8 @@ class Engine:
         return Signs(
             state=state,
             # The last part of a stop is without these loops, and healthy.
-            loop_blocked_for=0.0 if self._ending else self.leases.stalled_for,
-            loops_down=() if self._ending else tuple(loop.name for loop in self._service_loops if not loop.alive),
+            loop_blocked_for=0.0 if self.ending else self.leases.stalled_for,
+            loops_down=() if self.ending else tuple(loop.name for loop in self._service_loops if not loop.alive),
             turning_for=None if turning_since is None else time.monotonic() - turning_since,
             without_contact_for=time.time() - self.leases.last_contact,
             breaker=self._breaker.state,
@@ -259,7 +272,7 @@ class Engine:
             grace: seconds.
             leave_hung: do not wait for operations whose thread is abandoned, nor for those that have no thread.
         """
-        self._leaves_hung = leave_hung
+        self._stopping, self._leaves_hung = True, leave_hung
         await self.fetcher.stop_claiming()
         self._give_back_waiting()
         await self._wait_until_drained(grace)
@@ -267,7 +280,7 @@ class Engine:
         self._give_back_waiting()
         await self._cancel_running()
         await self.fetcher.flush(CANCEL_GRACE)
-        self._ending = True
+        self.ending = True
         await asyncio.gather(*(loop.stop() for loop in (*self.worker_loops, *self._service_loops)))
         await self.fetcher.flush(CANCEL_GRACE)
         await asyncio.gather(*self._teaching)
@@ -284,8 +297,10 @@ class Engine:
         sync work from waiting behind async work and the other way round.
         """
         kind = KIND_ASYNC if is_async else KIND_SYNC
+        if claim.kind in (kind, KIND_MIXED):
+            return
         lesson = item["queue"], item["priority"], kind
-        if claim.kind in {kind, KIND_MIXED} or lesson in self._learned:
+        if lesson in self._learned:
             return
         self._learned.add(lesson)
         task = self._loop.create_task(self._teach(lesson))
@@ -304,7 +319,7 @@ class Engine:
         """A claim's task is through with it: free its slot. Without an outcome its lease is let go, and runs out."""
         self.intake.done(claim)
         if not claim.settled:
-            self.leases.remove(claim.delivery.operation_id, claim.delivery.token)
+            self.leases.remove([claim.key])
         if self._recycling.due_by_operations(self.attempts.made):
             self._on_enough(MAX_OPERATIONS)
 
@@ -343,16 +358,20 @@ class Engine:
         return [SupervisedLoop(name, run, self._loop_failed) for name, run in loops]
 
     def _claimed(self, deliveries: Sequence[tuple[Delivery, str]]) -> None:
-        for delivery, kind in deliveries:
-            self.leases.add(delivery.operation_id, delivery.token)
-            self.intake.put(Claim(delivery, sync=kind == KIND_SYNC, kind=kind))
+        claims = [Claim(delivery, kind == KIND_SYNC, kind) for delivery, kind in deliveries]
+        self.leases.add([claim.key for claim in claims])
+        self.intake.put(claims)
 
     def _quarantine(self, delivery: Delivery) -> None:
-        self.leases.add(delivery.operation_id, delivery.token)
-        self._on_quarantine(Claim(delivery, sync=False))
+        claim = Claim(delivery, sync=False)
+        self.leases.add([claim.key])
+        self._on_quarantine(claim)
+
+    def _is_worth_a_turn(self) -> bool:
+        return len(self.outbox) >= self.settings.worth_a_turn
 
     def _changed(self) -> None:
-        if self.intake.held <= self._left_behind():
+        if self._stopping and self.intake.held <= self._left_behind():
             self._drained.set()
         self.fetcher.notify()
 
@@ -385,9 +404,7 @@ class Engine:
     async def _cancel_running(self) -> None:
         running = self.attempts.all()
         for attempt in running:
-            attempt.cancelled_for = attempt.cancelled_for or SHUTDOWN
-            if attempt.task is not None:
-                attempt.task.cancel()
+            attempt.cancel(attempt.cancelled_for or SHUTDOWN)
         if running:
             await self._wait_until_drained(CANCEL_GRACE)
         for attempt in self.attempts.all():  # neither ended nor heeded its cancellation
@@ -438,14 +455,13 @@ class Engine:
             return  # the loop is closed: there is nothing left to cancel or to tell
 
     def _lease_lost(self, operation_id: str, token: int) -> None:
-        if self.outbox.has(operation_id, token):
+        if self.outbox.has(operation_id, token) or not self.leases.keeps(operation_id, token):
             return  # a renewal has crossed its outcome on the way: the answer to that says what it was worth
-        self.leases.remove(operation_id, token)
+        self.leases.remove([(operation_id, token)])
         self._hooks.on_event(LeaseLost(operation_id))
         attempt = self.attempts.find(operation_id, token)
-        if attempt is not None and attempt.info.is_async and attempt.task is not None:
-            attempt.cancelled_for = LEASE_LOST
-            attempt.task.cancel()
+        if attempt is not None and attempt.info.is_async:
+            attempt.cancel(LEASE_LOST)
 
     def _lease_error(self, error: QueueError) -> None:
         kind = error.kind if isinstance(error, BrokerUnavailableError) else "refused"

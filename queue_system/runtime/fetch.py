@@ -56,6 +56,7 @@ class Fetcher:
         commands: builds the calls.
         outbox: what has ended.
         free_slots: asked before each claim.
+        may_hold_back: whether a round trip would bring more if it waited; `notify` is called when that has changed.
         on_claimed: given the deliveries, each with the kind of its queue.
         isolation: told of suspects.
         hooks: told of round trips and errors.
@@ -74,6 +75,7 @@ class Fetcher:
         outbox: Outbox,
         *,
         free_slots: Callable[[], Slots],
+        may_hold_back: Callable[[], bool] = lambda: False,
         on_claimed: Callable[[Sequence[tuple[Delivery, str]]], None],
         isolation: Isolation,
         hooks: Hooks,
@@ -88,6 +90,7 @@ class Fetcher:
         self._commands = commands
         self._outbox = outbox
         self._free_slots = free_slots
+        self._holds_back = may_hold_back
         self._on_claimed = on_claimed
         self._isolation = isolation
         self._hooks = hooks
@@ -106,8 +109,8 @@ class Fetcher:
         self._event = asyncio.Event()
         self._may_wait = asyncio.Event()
         self._turning = asyncio.Lock()
-        self.now = 0.0
-        self._now_at = 0.0
+        self._asked_at = 0.0
+        self._offset: float | None = None  # what the clock of Redis is ahead of `time.monotonic`
         self.turning_since: float | None = None
 
     @property
@@ -115,9 +118,15 @@ class Fetcher:
         """Whether it still claims."""
         return self._accepting
 
+    @property
+    def is_free(self) -> bool:
+        """Whether no round trip is on its way."""
+        return self.turning_since is None
+
     def notify(self) -> None:
         """An outcome was put, or a slot became free."""
-        self._event.set()
+        if not self._event.is_set():
+            self._event.set()
 
     async def stop_claiming(self) -> None:
         """From now on outcomes are written and nothing is claimed. Waits for a claim that is on its way."""
@@ -127,8 +136,8 @@ class Fetcher:
             return
 
     def server_time(self) -> float:
-        """The clock of Redis, in seconds, as far as it is known here: the last reply's plus the time since."""
-        return self.now + (time.monotonic() - self._now_at) if self.now else time.time()
+        """The clock of Redis, in seconds, as far as it is known here. It does not go back unless that one has."""
+        return time.time() if self._offset is None else time.monotonic() + self._offset
 
     async def run(self) -> None:
         """Turn until cancelled."""
@@ -137,6 +146,8 @@ class Fetcher:
         while True:
             await self._event.wait()
             self._event.clear()
+            if self._holds_back():
+                continue
             self.turning_since = time.monotonic()
             try:
                 await self.turn()
@@ -154,7 +165,7 @@ class Fetcher:
         while True:
             await self._may_wait.wait()
             slots = self._free_slots()
-            if not slots:
+            if not slots or self._wants(slots):
                 self._may_wait.clear()
                 continue
             wait = self._commands.wait(for_async=slots.for_async > 0, for_sync=slots.for_sync > 0, timeout=MAX_BLOCK)
@@ -201,8 +212,7 @@ class Fetcher:
         if not self._accepting:
             return None
         slots = self._free_slots()
-        wanted = (slots.for_async > 0 and self._maybe_async) or (slots.for_sync > 0 and self._maybe_sync)
-        if not slots or not (wanted or piggyback):
+        if not slots or not (piggyback or self._wants(slots)):
             self._may_wait.set()
             return None
         # A marker that comes while the claim is on its way sets them again: the reply must not wipe that out.
@@ -218,6 +228,10 @@ class Fetcher:
             suspect=slots.suspect,
         )
 
+    def _wants(self, slots: Slots) -> bool:
+        """Whether there may be something to claim for a free slot."""
+        return (slots.for_async > 0 and self._maybe_async) or (slots.for_sync > 0 and self._maybe_sync)
+
     def _in_turn(self) -> list[ReadyQueue]:
         """The queues in the order of dispatch. Those of one priority take turns in being the first."""
         self._turn_number += 1
@@ -229,7 +243,7 @@ class Fetcher:
         return ordered
 
     async def _send(self, calls: Sequence[Call[Any]], batch: Sequence[Settlement]) -> list[Any | QueueError]:
-        began = time.monotonic()
+        self._asked_at = began = time.monotonic()
         try:
             replies = await self._broker.run_many(calls)
         except BrokerUnavailableError as error:
@@ -254,7 +268,7 @@ class Fetcher:
             if isinstance(reply, BrokerUnavailableError):
                 return
             raise reply
-        self.now, self._now_at = reply.now, time.monotonic()
+        self._set_clock(reply.now)
         self._expect(reply.next_due)
         self._take(reply)
         if reply.registry is not None:
@@ -264,13 +278,18 @@ class Fetcher:
         self._maybe_async |= reply.more_async
         self._maybe_sync |= reply.more_sync
         slots = self._free_slots()
-        if (self._maybe_async and slots.for_async > 0) or (self._maybe_sync and slots.for_sync > 0):
+        if self._wants(slots):
             if reply.deliveries or woken:
                 self._event.set()
             else:
                 self._pause()
         else:
             self._may_wait.set()
+
+    def _set_clock(self, now: float) -> None:
+        """`now`, cut to milliseconds, was the time of Redis between the request and this moment. What fits stays."""
+        least, most = now - time.monotonic(), now + 0.001 - self._asked_at
+        self._offset = least if self._offset is None else min(max(self._offset, least), most)
 
     def _learn(self, reply: Claimed) -> None:
         """The registry has changed: take it over, and claim again with all queues."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -38,16 +37,14 @@ _RESULTS: Final[dict[type, str]] = {Retry: "retried", Failure: "failed", Reject:
 MAX_TURN: Final = 1000  # outcomes in one round trip
 
 
-@dataclass(slots=True)
-class Settlement:
+class Settlement(msgspec.Struct):
     """An outcome on its way to Redis.
 
-    `record` is the attempt's entry in the operation's history, JSON; `trace` its traceparent; `age` the seconds since
-    the operation was accepted.
+    `key` is the operation's id and the fencing token of its claim; `record` the attempt's entry in the operation's
+    history, JSON; `trace` its traceparent; `age` the seconds since the operation was accepted.
     """
 
-    operation_id: str
-    token: int
+    key: tuple[str, int]
     outcome: Outcome
     info: OperationInfo
     record: bytes = b""
@@ -55,6 +52,16 @@ class Settlement:
     callback: Callback | None = None
     age: float = 0.0
     again: bool = False
+
+    @property
+    def operation_id(self) -> str:
+        """The operation's id."""
+        return self.key[0]
+
+    @property
+    def token(self) -> int:
+        """The fencing token of its claim."""
+        return self.key[1]
 
 
 class Outbox:
@@ -65,7 +72,7 @@ class Outbox:
         hooks: told what was applied.
         done_ttl: seconds for which a finished operation's id stays taken.
         retention: seconds for which what was given up is kept.
-        on_settled: called with id and token when Redis has answered: the lease need not be kept any more.
+        on_settled: given id and token of each for which Redis has answered: the lease need not be kept any more.
         on_refused: told what Redis refuses for good; the lease then expires and the operation runs again.
     """
 
@@ -76,7 +83,7 @@ class Outbox:
         *,
         done_ttl: float,
         retention: float,
-        on_settled: Callable[[str, int], None],
+        on_settled: Callable[[Iterable[tuple[str, int]]], None],
         on_refused: Callable[[QueueError], None],
     ) -> None:
         self._commands = commands
@@ -94,7 +101,7 @@ class Outbox:
     def put(self, settlement: Settlement) -> None:
         """Add one."""
         self._waiting.append(settlement)
-        self._unanswered.add((settlement.operation_id, settlement.token))
+        self._unanswered.add(settlement.key)
 
     def has(self, operation_id: str, token: int) -> bool:
         """Whether this claim's outcome was decided, and Redis has not answered yet."""
@@ -127,14 +134,15 @@ class Outbox:
         if isinstance(reply, BrokerUnavailableError):
             self.put_back(part, ambiguous=reply.ambiguous)
             return
+        keys = [settlement.key for settlement in part]
+        self._unanswered.difference_update(keys)
+        self._on_settled(keys)
         if isinstance(reply, QueueError):
             self._on_refused(reply)
+            return
         replies = reply if isinstance(reply, list) else [reply] * len(part)
         for settlement, applied in zip(part, replies, strict=True):
-            self._unanswered.discard((settlement.operation_id, settlement.token))
-            self._on_settled(settlement.operation_id, settlement.token)
-            if not isinstance(applied, QueueError):
-                self._hooks.on_event(_applied(settlement, applied=bool(applied)))
+            self._hooks.on_event(_applied(settlement, applied=bool(applied)))
 
     def _single(self, one: Settlement) -> Call[Any]:
         outcome = one.outcome
@@ -191,7 +199,7 @@ def _counters(one: Settlement) -> list[str]:
 
 
 def _completion(one: Settlement) -> Completion:
-    return Completion(one.operation_id, one.token, "c" if one.info.kind == KIND_CALLBACK else "o", one.callback)
+    return Completion(*one.key, "c" if one.info.kind == KIND_CALLBACK else "o", one.callback)
 
 
 def attempt_outcome(outcome: Outcome) -> str:
@@ -211,7 +219,7 @@ def _applied(one: Settlement, *, applied: bool) -> OutcomeApplied:
         reason = "sent_again" if one.again else "released" if isinstance(outcome, Requeue) else "lease_lost"
         return OutcomeApplied(one.info, "stale", attempt_outcome(outcome), reason, age=one.age)
     if isinstance(outcome, Success):
-        return OutcomeApplied(one.info, "processed", "success", age=one.age)
+        return OutcomeApplied(one.info, "processed", "success", "", "", one.age)
     error_type = "" if isinstance(outcome, Requeue) else outcome.error.type
     result = _RESULTS[type(outcome)]
     return OutcomeApplied(one.info, result, attempt_outcome(outcome), outcome.reason, error_type, one.age)

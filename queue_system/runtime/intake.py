@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from queue_system.broker.messages import KIND_MIXED, Delivery
 from queue_system.runtime.account import BusyAccount
 from queue_system.runtime.fetch import Slots
 from queue_system.runtime.isolation import Isolation
+from queue_system.runtime.lane import Lane
 
 
 @dataclass(slots=True)
@@ -22,9 +22,14 @@ class Claim:
 
     delivery: Delivery
     sync: bool
+    kind: str = KIND_MIXED
     settled: bool = False
     handed_over: bool = False
-    kind: str = KIND_MIXED
+    key: tuple[str, int] = field(init=False)
+    """Id and fencing token: the same operation may, after a lost lease, be here twice."""
+
+    def __post_init__(self) -> None:
+        self.key = self.delivery.operation_id, self.delivery.token
 
 
 class Intake:
@@ -33,19 +38,25 @@ class Intake:
     Args:
         async_slots: how many async operations may be held at once.
         sync_slots: asked how many sync operations may be held now.
-        on_free: called whenever a slot became free.
+        on_free: called whenever a slot became free, or nothing waits on a lane any more.
         isolation: closes the intake while a suspect runs alone, or is to.
+        others_wait: see `Lane`.
     """
 
     def __init__(
-        self, async_slots: int, sync_slots: Callable[[], int], on_free: Callable[[], None], isolation: Isolation
+        self,
+        async_slots: int,
+        sync_slots: Callable[[], int],
+        on_free: Callable[[], None],
+        isolation: Isolation,
+        others_wait: Callable[[], bool] = lambda: False,
     ) -> None:
         self._async_slots = async_slots
         self._sync_slots = sync_slots
         self._on_free = on_free
         self._isolation = isolation
-        self._async_lane: asyncio.Queue[Claim] = asyncio.Queue()
-        self._sync_lane: asyncio.Queue[Claim] = asyncio.Queue()
+        self._async_lane: Lane[Claim] = Lane(others_wait)
+        self._sync_lane: Lane[Claim] = Lane()
         self.async_held = 0
         self.sync_held = 0
         self.account = BusyAccount(async_slots)
@@ -54,6 +65,11 @@ class Intake:
     def held(self) -> int:
         """How many operations are claimed and not yet done with."""
         return self.async_held + self.sync_held
+
+    @property
+    def waiting(self) -> int:
+        """How many async operations no task has taken yet."""
+        return len(self._async_lane)
 
     def free(self) -> Slots:
         """How many may be claimed now."""
@@ -65,14 +81,21 @@ class Intake:
             self._isolation.may_take(self.held),
         )
 
-    def put(self, claim: Claim) -> None:
-        """Take a slot and queue the claim on its lane."""
-        self._count(claim, 1)
-        self.requeue(claim)
+    def put(self, claims: Sequence[Claim]) -> None:
+        """Take a slot for each of these, and queue them on their lanes."""
+        sync = sum(claim.sync for claim in claims)
+        self.sync_held += sync
+        self.async_held += len(claims) - sync
+        self.account.change(self.async_held)
+        for claim in claims:
+            self.requeue(claim)
 
     async def next(self, *, sync: bool) -> Claim:
         """The next claim of a lane."""
-        claim = await (self._sync_lane if sync else self._async_lane).get()
+        lane = self._sync_lane if sync else self._async_lane
+        claim = await lane.get()
+        if not lane:
+            self._on_free()  # whoever waited for that may claim
         claim.handed_over = False  # by whoever had it before: it is the taker's own now
         return claim
 
@@ -86,7 +109,7 @@ class Intake:
 
     def requeue(self, claim: Claim) -> None:
         """Hand a claim, whose slot is taken, to the tasks of its lane."""
-        (self._sync_lane if claim.sync else self._async_lane).put_nowait(claim)
+        (self._sync_lane if claim.sync else self._async_lane).put(claim)
 
     def done(self, claim: Claim) -> None:
         """Free the claim's slot."""
@@ -96,11 +119,7 @@ class Intake:
 
     def drain(self) -> list[Claim]:
         """Take out everything that no task has taken yet."""
-        left: list[Claim] = []
-        for lane in (self._async_lane, self._sync_lane):
-            while not lane.empty():
-                left.append(lane.get_nowait())
-        return left
+        return self._async_lane.drain() + self._sync_lane.drain()
 
     def _count(self, claim: Claim, change: int) -> None:
         if claim.sync:

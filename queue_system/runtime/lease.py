@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from queue_system.broker.commands import Commands
@@ -81,13 +81,18 @@ class LeaseKeeper:
         """Seconds since the event loop last said that it moves."""
         return time.monotonic() - self._beat
 
-    def add(self, operation_id: str, token: int) -> None:
-        """Keep this lease from now on."""
-        self._held[operation_id, token] = None
+    def add(self, leases: Iterable[tuple[str, int]]) -> None:
+        """Keep these from now on, each an operation's id and token."""
+        self._held.update(dict.fromkeys(leases))
 
-    def remove(self, operation_id: str, token: int) -> None:
-        """The operation is settled: its lease is over."""
-        self._held.pop((operation_id, token), None)
+    def remove(self, leases: Iterable[tuple[str, int]]) -> None:
+        """These operations are settled: their leases are over."""
+        for lease in leases:
+            self._held.pop(lease, None)
+
+    def keeps(self, operation_id: str, token: int) -> bool:
+        """Whether this lease is kept still."""
+        return (operation_id, token) in self._held
 
     def beat(self) -> None:
         """The event loop moves."""

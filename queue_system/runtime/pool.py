@@ -39,6 +39,9 @@ from queue_system.runtime.incident import stack_of
 ROOM_FACTOR: Final = 3
 """Waiting places for each thread: at 4 threads' worth of work in the pool, jobs of 25 ms and more can overstay."""
 
+LOOK_AFTER: Final = 0.001
+"""Seconds that a result may wait for others while its thread goes on with the next job."""
+
 WAIT_LIMIT: Final = 0.1
 ROOM_CLOSED_FOR: Final = 0.5
 PATIENCE: Final = 30.0
@@ -104,7 +107,9 @@ class ThreadPool:
         self._name = name
         self._on_capacity = on_capacity
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: deque[_Job] = deque()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # wakes one thread
+        self._rung = self._closed = self._looks_soon = False
         self._done: deque[tuple[_Job, Any, BaseException | None]] = deque()
         self._notified = False
         self._threads: list[threading.Thread] = []
@@ -127,6 +132,11 @@ class ThreadPool:
         return self.size if closed else self.size * (1 + ROOM_FACTOR)
 
     @property
+    def active(self) -> int:
+        """Threads that are busy with a job."""
+        return len(self._running)
+
+    @property
     def waiting(self) -> int:
         """Jobs that have no thread yet."""
         return max(0, self._in_pool - self.size)
@@ -147,7 +157,9 @@ class ThreadPool:
             self._start_thread()
         if self._in_pool > self.size:
             self._limit_waiting(job, patient=patient)
-        self._jobs.put(job)
+        self._jobs.append(job)
+        self._ring()
+        self._look_soon()
         return job.future
 
     def stats(self) -> PoolStats:
@@ -184,8 +196,9 @@ class ThreadPool:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._closed = True
         for _ in self._threads:
-            self._jobs.put(None)
+            self._bell.put(None)
 
     def _stands_still(self, now: float) -> bool:
         """Whether every thread has been busy with one job for longer than a patient job would wait."""
@@ -209,7 +222,7 @@ class ThreadPool:
 
     def _work(self) -> None:
         me = threading.get_ident()
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next_job()) is not None:
             if not job.take():
                 continue
             self._running[me] = _Run(job, self._abandon_after)
@@ -224,8 +237,43 @@ class ThreadPool:
             del job, result, error  # a waiting thread must not keep the last entity alive
             self._notify()
 
+    def _next_job(self) -> _Job | None:
+        """Wait for a job; None when there will be none any more."""
+        while True:
+            try:
+                job = self._jobs.popleft()
+            except IndexError:
+                if self._closed:
+                    return None
+                self._bell.get()
+                self._rung = False
+                continue
+            if self._jobs:
+                self._ring()
+            return job
+
+    def _ring(self) -> None:
+        """Wake one thread, unless one is on its way: it wakes the next one if it leaves something. Jobs that never wait
+        are all done by one thread then, and none is woken, and waits for the interpreter, for nothing.
+        """  # noqa: D205
+        if not self._rung:
+            self._rung = True
+            self._bell.put(None)
+
+    def _look_soon(self) -> None:
+        """Let the event loop look for results in a moment, so that not each of many short jobs has to wake it."""
+        if not self._looks_soon and self._loop is not None:
+            self._looks_soon = True
+            self._loop.call_later(LOOK_AFTER, self._look)
+
+    def _look(self) -> None:
+        self._looks_soon = False
+        if self._done:
+            self._settle()
+
     def _notify(self) -> None:
-        if self._notified:
+        """Wake the event loop for a result, unless it will look soon and this thread has more to do until then."""
+        if self._notified or (self._looks_soon and self._jobs):
             return
         self._notified = True
         try:

@@ -40,6 +40,7 @@ class Client:
 
     def execute_command(self, *command):
         self.sent.append(command)
+        self.round_trips.append([command[0]])
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -51,10 +52,10 @@ class Client:
 
         def execute(*, raise_on_error):
             assert not raise_on_error
-            self.round_trips.append([command[0] for command in queued if command[0] != "SCRIPT LOAD"])
+            self.round_trips.append([command[0] for command in queued if command[0] != "SCRIPT"])
             if isinstance(self.answers[0], rex.ConnectionError):
                 raise self.answers.pop(0)
-            loads = [command[0] == "SCRIPT LOAD" for command in queued]
+            loads = [command[0] == "SCRIPT" for command in queued]
             return self._maybe_awaitable([b"sha" if load else self.answers.pop(0) for load in loads])
 
         return SimpleNamespace(execute_command=lambda *command: queued.append(command), execute=execute)

@@ -36,7 +36,7 @@ CALLBACK = Callback("cb", "__callbacks__", "high", b"{}")
 
 def settlement(outcome, name="1", *, kind="operation", **fields) -> Settlement:
     info = OperationInfo(name, "mail", "high", "work", kind, is_async=True, attempt=1, headers={})
-    return Settlement(name, 7, outcome, info, **{"age": 1.5} | fields)
+    return Settlement((name, 7), outcome, info, **{"age": 1.5} | fields)
 
 
 class Box:
@@ -51,7 +51,7 @@ class Box:
             self.hooks,
             done_ttl=2,
             retention=60,
-            on_settled=lambda *key: self.settled.append(key),
+            on_settled=self.settled.extend,
             on_refused=self.refused.append,
         )
 

@@ -37,8 +37,8 @@ async def next_of(intake, *, sync):
 
 def test_each_side_has_its_slots(intake, pool):
     assert intake.free() == Slots(2, 3, suspect=True)
-    intake.put(claim("a", sync=False))
-    intake.put(claim("b", sync=True))
+    intake.put([claim("a", sync=False)])
+    intake.put([claim("b", sync=True)])
     assert intake.free() == Slots(1, 2, suspect=True)
     assert (intake.async_held, intake.sync_held, intake.held) == (1, 1, 2)
     pool.limit = 1  # the pool's waiting room has closed
@@ -47,8 +47,8 @@ def test_each_side_has_its_slots(intake, pool):
 
 def test_never_fewer_than_no_slots(intake, pool):
     for name in "abc":
-        intake.put(claim(name, sync=False))
-        intake.put(claim(name, sync=True))
+        intake.put([claim(name, sync=False)])
+        intake.put([claim(name, sync=True)])
     pool.limit = 1
     assert intake.free() == Slots(0, 0, suspect=True)
     assert not intake.free()
@@ -61,27 +61,35 @@ def test_slots_are_true_when_there_are_any(slots, some):
 
 async def test_each_lane_keeps_its_order(intake):
     for name in ("a1", "a2"):
-        intake.put(claim(name, sync=False))
+        intake.put([claim(name, sync=False)])
     for name in ("s1", "s2"):
-        intake.put(claim(name, sync=True))
+        intake.put([claim(name, sync=True)])
     names = [(await next_of(intake, sync=sync)).delivery.operation_id for sync in (True, False, False, True)]
     assert names == ["s1", "a1", "a2", "s2"]
 
 
 async def test_taking_a_claim_keeps_its_slot_until_it_is_done(intake, freed):
-    intake.put(claim("a", sync=False))
+    intake.put([claim("a", sync=False), claim("b", sync=False)])
     taken = await next_of(intake, sync=False)
-    assert intake.free() == Slots(1, 3, suspect=True)
+    assert intake.free() == Slots(0, 3, suspect=True)
     assert freed == []
     intake.done(taken)
-    assert intake.free() == Slots(2, 3, suspect=True)
+    assert intake.free() == Slots(1, 3, suspect=True)
     assert freed == [True]
+
+
+async def test_it_is_told_when_nothing_waits_any_more(intake, freed):
+    intake.put([claim("a", sync=False), claim("b", sync=False)])
+    await next_of(intake, sync=False)
+    assert (intake.waiting, freed) == (1, [])
+    await next_of(intake, sync=False)
+    assert (intake.waiting, freed) == (0, [True])
 
 
 @pytest.mark.parametrize("sync", [True, False])
 async def test_a_claim_of_the_other_kind_moves_its_slot(intake, freed, sync):
     moved = claim("a", sync=not sync)
-    intake.put(moved)
+    intake.put([moved])
     intake.switch(moved, sync=sync)
     assert moved.sync is sync
     assert (intake.sync_held, intake.async_held) == (int(sync), int(not sync))
@@ -92,14 +100,14 @@ async def test_a_claim_of_the_other_kind_moves_its_slot(intake, freed, sync):
 
 def test_a_claim_that_is_right_where_it_is_moves_nothing(intake, freed):
     stays = claim("a", sync=True)
-    intake.put(stays)
+    intake.put([stays])
     intake.switch(stays, sync=True)
     assert (intake.sync_held, freed) == (1, [])
 
 
 async def test_a_claim_can_be_handed_on_to_the_other_lane(intake):
     wrong = claim("a", sync=True)
-    intake.put(wrong)
+    intake.put([wrong])
     taken = await next_of(intake, sync=True)
     taken.handed_over = True
     intake.switch(taken, sync=False)
@@ -111,7 +119,7 @@ async def test_a_claim_can_be_handed_on_to_the_other_lane(intake):
 
 async def test_draining_takes_out_what_no_task_has_taken(intake):
     for name, sync in (("a1", False), ("a2", False), ("s1", True)):
-        intake.put(claim(name, sync=sync))
+        intake.put([claim(name, sync=sync)])
     await next_of(intake, sync=False)
     left = intake.drain()
     assert [each.delivery.operation_id for each in left] == ["a2", "s1"]

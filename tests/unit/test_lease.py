@@ -71,8 +71,8 @@ async def turns(redis, count):
 
 async def test_what_is_held_is_renewed_again_and_again(make_keeper, redis):
     keeper, told = make_keeper()
-    keeper.add("a", 1)
-    keeper.add("b", 2)
+    keeper.add([("a", 1)])
+    keeper.add([("b", 2)])
     keeper.start()
     await until(lambda: len(redis.renewed()) >= 3)
     assert set(map(tuple, redis.renewed())) == {((b"a", 1), (b"b", 2))}
@@ -90,10 +90,10 @@ async def test_nothing_is_renewed_while_nothing_is_held(make_keeper, redis):
 
 async def test_what_is_settled_is_renewed_no_more(make_keeper, redis):
     keeper, _ = make_keeper()
-    keeper.add("a", 1)
-    keeper.add("a", 2)  # the same operation, claimed again
-    keeper.remove("a", 1)
-    keeper.remove("unknown", 1)
+    keeper.add([("a", 1)])
+    keeper.add([("a", 2)])  # the same operation, claimed again
+    keeper.remove([("a", 1)])
+    keeper.remove([("unknown", 1)])
     keeper.start()
     await until(redis.renewed)
     assert redis.renewed()[0] == [(b"a", 2)]
@@ -101,8 +101,8 @@ async def test_what_is_settled_is_renewed_no_more(make_keeper, redis):
 
 async def test_a_lost_lease_is_told_with_its_token(make_keeper, redis):
     keeper, told = make_keeper()
-    keeper.add("a", 1)
-    keeper.add("b", 2)
+    keeper.add([("a", 1)])
+    keeper.add([("b", 2)])
     redis.lost = [b"b"]
     keeper.start()
     await until(lambda: told["lost"])
@@ -112,9 +112,9 @@ async def test_a_lost_lease_is_told_with_its_token(make_keeper, redis):
 
 async def test_settled_while_the_renewal_was_on_its_way_is_not_lost(make_keeper, redis):
     keeper, told = make_keeper()
-    keeper.add("a", 1)
+    keeper.add([("a", 1)])
     redis.lost = [b"a"]
-    redis.before_reply = lambda call: keeper.remove("a", 1)
+    redis.before_reply = lambda call: keeper.remove([("a", 1)])
     keeper.start()
     await turns(redis, 2)
     assert len(redis.renewed()) == 1
@@ -124,7 +124,7 @@ async def test_settled_while_the_renewal_was_on_its_way_is_not_lost(make_keeper,
 async def test_leases_go_in_calls_of_bounded_size(make_keeper, redis):
     keeper, _ = make_keeper()
     for number in range(MAX_RENEW + 1):
-        keeper.add(str(number), number)
+        keeper.add([(str(number), number)])
     keeper.start()
     await until(lambda: len(redis.renewed()) >= 2)
     assert [len(part) for part in redis.renewed()[:2]] == [MAX_RENEW, 1]
@@ -132,7 +132,7 @@ async def test_leases_go_in_calls_of_bounded_size(make_keeper, redis):
 
 async def test_a_stalled_event_loop_loses_its_leases_and_gets_them_back_when_it_moves(make_keeper, redis):
     keeper, _ = make_keeper(stall_limit=0.05)
-    keeper.add("a", 1)
+    keeper.add([("a", 1)])
     keeper.start()
     await until(lambda: keeper.stalled_for > 0.05)
     await turns(redis, 2)  # one may have been on its way
@@ -146,7 +146,7 @@ async def test_a_stalled_event_loop_loses_its_leases_and_gets_them_back_when_it_
 
 async def test_a_failure_is_told_and_tried_again(make_keeper, redis):
     keeper, told = make_keeper()
-    keeper.add("a", 1)
+    keeper.add([("a", 1)])
     redis.down = True
     keeper.start()
     await until(lambda: len(told["errors"]) >= 4)  # two turns: a renewal and a heartbeat each
@@ -176,7 +176,7 @@ async def test_a_short_lease_still_has_a_heartbeat_that_lasts(make_keeper, redis
 
 async def test_stop_signs_off_and_closes_the_connection(make_keeper, redis):
     keeper, _ = make_keeper(lease=300)  # stop does not wait for the next turn
-    keeper.add("a", 1)
+    keeper.add([("a", 1)])
     keeper.start()
     await until(lambda: redis.named("heartbeat"))
     keeper.stop()

@@ -1,0 +1,204 @@
+"""Commands for replies, on connections that are kept: when one is used again, and when never."""
+
+import asyncio
+from types import SimpleNamespace
+
+import hiredis
+import pytest
+import redis.asyncio as aioredis
+import redis.exceptions as rex
+from redis.asyncio.connection import Connection as RealConnection
+
+from queue_system.broker.exchange import DirectExchange, PipelinedExchange, exchange_of
+from queue_system.broker.wire import Wire
+from support import until
+
+
+class Former(asyncio.Protocol):
+    """The protocol of redis-py's stream."""
+
+    def __init__(self):
+        self.lost = []
+
+    def connection_lost(self, exc):
+        self.lost.append(exc)
+
+
+class Transport:
+    """Answers each write, a moment later, with the next of the pool's answers: bytes as they come from the server."""
+
+    def __init__(self, pool):
+        self.pool = pool
+        self.written = []
+        self.protocol = self.former = Former()
+
+    def get_protocol(self):
+        return self.protocol
+
+    def set_protocol(self, protocol):
+        self.protocol = protocol
+
+    def write(self, data):
+        self.written.append(data)
+        for answer in self.pool.answers.pop(0) if self.pool.answers else ():
+            asyncio.get_running_loop().call_soon(self.arrive, answer)
+
+    def arrive(self, answer):
+        if answer is None:
+            self.protocol.connection_lost(None)
+        else:
+            self.protocol.data_received(answer)
+
+
+class Connection:
+    def __init__(self, pool):
+        self._parser = SimpleNamespace(parse_error=RealConnection(host="nowhere")._parser.parse_error)
+        self.pool = pool
+        self.connect()
+
+    def connect(self):
+        self._writer = SimpleNamespace(transport=Transport(self.pool))
+        self.connected = True
+
+    @property
+    def written(self):
+        return self._writer.transport.written
+
+    async def disconnect(self, *, nowait):
+        assert nowait
+        self.connected = False
+
+
+class Pool:
+    """Hands out the connection that was released last, as redis-py does."""
+
+    def __init__(self, answers, timeout=60.0):
+        self.answers = list(answers)
+        self.connection_kwargs = {"socket_timeout": timeout}
+        self.made, self.free = [], []
+        self.checked_out = 0
+
+    async def get_connection(self, command_name=None):
+        assert command_name is None
+        self.checked_out += 1
+        if self.free:
+            self.free[-1].connect()
+        else:
+            self.made.append(Connection(self))
+            self.free.append(self.made[-1])
+        return self.free.pop()
+
+    async def release(self, connection):
+        assert connection not in self.free
+        self.free.append(connection)
+
+
+def direct(*answers, **options):
+    pool = Pool(answers, **options)
+    return DirectExchange(SimpleNamespace(connection_pool=pool)), pool
+
+
+async def test_commands_go_together_and_each_has_its_reply_however_they_come():
+    exchange, pool = direct([b"$1\r\n1\r\n*2\r", b"\n:1\r\n", b"$1\r\nx\r\n"])
+    assert await exchange([("GET", "a"), ("EVALSHA", "sha", 1, b"key", 2)]) == [b"1", [1, b"x"]]
+    packed = hiredis.pack_command(("GET", "a")) + hiredis.pack_command(("EVALSHA", "sha", 1, b"key", 2))
+    assert [connection.written for connection in pool.made] == [[packed]]
+
+
+async def test_an_error_of_a_command_is_its_reply_and_harms_nothing_else():
+    exchange, pool = direct([b":1\r\n-NOSCRIPT no such\r\n:3\r\n"], [b":4\r\n"])
+    first, error, third = await exchange([("A",), ("B",), ("C",)])
+    assert (first, type(error), third) == (1, rex.NoScriptError, 3)
+    assert await exchange([("D",)]) == [4]
+    assert len(pool.made) == pool.checked_out == 1
+
+
+@pytest.mark.skipif(not hasattr(hiredis, "PushNotification"), reason="this hiredis has no RESP3")
+async def test_what_the_server_pushes_is_no_reply():
+    exchange, _ = direct([b">2\r\n+moving\r\n:1\r\n:7\r\n"])
+    assert await exchange([("A",)]) == [7]
+
+
+async def test_those_at_the_same_time_have_a_connection_each_and_keep_it():
+    exchange, pool = direct(*[[b":1\r\n"]] * 4)
+    for _ in range(2):
+        await asyncio.gather(exchange([("A",)]), exchange([("B",)]))
+    assert len(pool.made) == pool.checked_out == 2
+
+
+async def test_one_that_the_server_has_closed_meanwhile_is_not_used():
+    exchange, pool = direct([b":1\r\n"], [b":2\r\n"])
+    await exchange([("A",)])
+    transport = pool.made[0]._writer.transport
+    transport.arrive(None)
+    assert transport.former.lost == [None]  # redis-py may wait for that
+    assert await exchange([("B",)]) == [2]
+    assert (pool.checked_out, len(pool.made)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [(None, rex.ConnectionError), (b"-LOADING Redis is\r\n", rex.BusyLoadingError), (b"?\r\n", rex.InvalidResponse)],
+)
+async def test_after_a_failure_no_reply_of_before_can_come(answer, error):
+    exchange, pool = direct([b":1\r\n", answer])
+    with pytest.raises(error):
+        await exchange([("A",), ("B",)])
+    (connection,) = pool.made
+    assert not connection.connected
+    assert pool.free == [connection]  # it connects anew when it is needed
+
+
+async def test_no_answer_in_time():
+    exchange, pool = direct([], timeout=0.01)
+    assert pool.connection_kwargs["socket_timeout"] is None  # each exchange as a whole has the limit
+    with pytest.raises(rex.TimeoutError, match="Timeout reading"):
+        await exchange([("A",)])
+    assert [connection.connected for connection in pool.made] == [False]
+
+
+async def test_no_connection_in_time_means_that_nothing_was_sent():
+    exchange, pool = direct(timeout=0.01)
+    never = asyncio.get_running_loop().create_future()
+    exchange._get = lambda: never
+    with pytest.raises(rex.TimeoutError, match="connecting to"):
+        await exchange([("A",)])
+    assert pool.made == []
+
+
+async def test_cut_off_in_the_middle_it_is_not_used_again():
+    exchange, pool = direct([], [b":2\r\n"])
+    running = asyncio.create_task(exchange([("A",)]))
+    await until(lambda: pool.made and pool.made[0].written)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert not pool.made[0].connected
+    assert await exchange([("B",)]) == [2]
+
+
+async def test_a_closed_wire_sends_nothing():
+    connection = Connection(Pool([]))
+    wire = Wire(connection)
+    wire.connection_lost(None)
+    with pytest.raises(rex.ConnectionError, match="closed by server"):
+        await wire.exchange(b"x", 1, None)
+    assert connection.written == []
+
+
+async def test_older_clients_want_the_name_of_a_command():
+    pool = Pool([[b":1\r\n"]])
+
+    async def get_connection(command_name, *keys, **options):
+        return Connection(pool)
+
+    pool.get_connection = get_connection
+    assert await DirectExchange(SimpleNamespace(connection_pool=pool))([("A",)]) == [1]
+
+
+def test_a_client_of_another_class_does_it_its_own_way():
+    class Mine(aioredis.Redis):
+        pass
+
+    assert isinstance(exchange_of(Mine()), PipelinedExchange)
+    assert isinstance(exchange_of(aioredis.Redis()), DirectExchange)
