@@ -7,10 +7,9 @@ synchronous broker and once with an asynchronous one.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
 from queue_system.broker.messages import (
@@ -31,7 +30,7 @@ from queue_system.events import (
     EnqueueStarted,
 )
 from queue_system.keys import CALLBACK_QUEUE, check_priority, check_queue_name
-from queue_system.operation import WIRE_VERSION, encode_entity, encode_operation
+from queue_system.operation import WIRE_VERSION, Envelope, encode_entity
 from queue_system.registry import Processor, reference_of
 from queue_system.retry import QueueRetryConfig
 from queue_system.summary import status_summary
@@ -39,6 +38,8 @@ from queue_system.summary import status_summary
 T = TypeVar("T")
 Steps: TypeAlias = Generator[list[Call[Any]], list[Any], T]
 FunctionOrName: TypeAlias = Callable[..., Any] | str
+Part: TypeAlias = tuple[str, Any, str | None]
+"""What is an operation's own among those of a batch: id, entity, deduplication key."""
 
 
 class _Default(str):
@@ -50,8 +51,14 @@ class _Default(str):
 DEFAULT_PRIORITY: Final[str] = _Default("normal")
 
 _OPERATION_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_OPTIONS = frozenset({"delay", "deduplication_key", "deduplication_window", "durability"})
+_OPTIONS = ("delay", "deduplication_key", "deduplication_window", "durability")  # of the call, not of the operation
 _SHOWN_IDS = 3  # in the text of an error
+_IS_ASYNC: Final = {KIND_ASYNC: True, KIND_SYNC: False}
+_OTHER_ANSWERS: Final = {
+    Accepted.SCHEDULED: {"status": "scheduled"},
+    Accepted.DUPLICATE_ID: {"status": "duplicate", "reason": "operation_id"},
+    Accepted.DUPLICATE_KEY: {"status": "duplicate", "reason": "deduplication_key"},
+}
 
 
 class OperationFactory:
@@ -62,7 +69,7 @@ class OperationFactory:
 
     def _generate_operation_id(self) -> str:
         """A unique id: 32 hexadecimal digits."""
-        return uuid.uuid4().hex
+        return os.urandom(16).hex()
 
     def _hash_entity(self, entity: dict[str, Any], *, default_serializer: Callable[[Any], Any] | None = None) -> str:
         """SHA-256 of the entity's JSON with sorted keys: equal for equal content, whatever the order of keys."""
@@ -103,12 +110,13 @@ class OperationFactory:
         """Check every argument and put it into the form of an operation; registers functions given as such."""
         known = self._processor(processor)
         reference = reference_of(processor) if known is None else known.ref
-        queue = _given_or_default(queue_name, known, "queue")
-        if isinstance(priority, _Default) and known is not None and known.priority is not None:
-            priority = known.priority
-        retry = _given_or_default(retry_config, known, "retry_config")
-        if retry is not None and not isinstance(retry, QueueRetryConfig):
-            raise InvalidOperationError(f"retry_config must be a QueueRetryConfig, not {type(retry).__name__}")
+        if known is not None:  # what is not said is what the function was registered with
+            queue_name = known.queue if queue_name is None else queue_name
+            priority = known.priority or priority if isinstance(priority, _Default) else priority
+            retry_config = known.retry_config if retry_config is None else retry_config
+            timeout = known.timeout if timeout is None else timeout
+            on_success = known.on_success if on_success is None else on_success
+            on_failure = known.on_failure if on_failure is None else on_failure
         if deduplicate and deduplication_key is None:
             deduplication_key = self._hash_entity(entity, default_serializer=custom_serializer)
         operation: dict[str, Any] = {
@@ -116,77 +124,76 @@ class OperationFactory:
             "operation_id": self._generate_operation_id() if operation_id is None else _check_id(operation_id),
             "processor": reference.name,
             "processor_module": reference.module,
-            "queue": _check_user_queue(reference.name.rpartition(".")[2] if queue is None else queue),
-            "priority": str(check_priority(priority)),
+            "queue": _check_user_queue(reference.name.rpartition(".")[2] if queue_name is None else queue_name),
+            "priority": check_priority(priority),
             "entity": entity,
-            "delay": check_seconds("delay", delay, zero=True, error=InvalidOperationError),
-            "deduplication_key": _check_key(deduplication_key),
+            "delay": _check_delay(delay),
+            "deduplication_key": None if deduplication_key is None else _check_key(deduplication_key),
             "deduplication_window": self.config.deduplication_window
             if deduplication_window is None
             else check_seconds("deduplication_window", deduplication_window, error=InvalidOperationError),
             "durability": self.config.durability if durability is None else check_durability(durability),
         }
-        optional = {
-            "retry_config": None if retry is None else retry.to_dict(),
-            "timeout": _check_timeout(_given_or_default(timeout, known, "timeout")),
-            "on_success": self._callback_reference(_given_or_default(on_success, known, "on_success")),
-            "on_failure": self._callback_reference(_given_or_default(on_failure, known, "on_failure")),
-        }
-        return operation | {name: value for name, value in optional.items() if value is not None}
+        if retry_config is not None:
+            operation["retry_config"] = _check_retry_config(retry_config).to_dict()
+        if timeout is not None:
+            operation["timeout"] = check_seconds("timeout", timeout, error=InvalidOperationError)
+        if on_success is not None:
+            operation["on_success"] = self._callback_reference(on_success)
+        if on_failure is not None:
+            operation["on_failure"] = self._callback_reference(on_failure)
+        return operation
 
     def _new_operations(
         self, entities: Sequence[dict[str, Any]], processor: FunctionOrName, options: dict[str, Any]
-    ) -> list[dict[str, Any]]:
-        """One operation for each entity; what they share is checked once."""
+    ) -> tuple[dict[str, Any], list[Part]]:
+        """The first operation, and what is each one's own: what they share is checked once."""
         if isinstance(entities, Mapping | str | bytes) or not isinstance(entities, Sequence):
             raise InvalidOperationError(f"entities must be a list of dicts, not {type(entities).__name__}")
         if "operation_id" in options:
             raise InvalidOperationError("operation_id cannot be given for a batch: each operation gets its own")
         if not entities:
-            return []
+            return {}, []
         first = self._new_operation(entities[0], processor, **options)
-        per_entity = options.get("deduplicate") and options.get("deduplication_key") is None
-        operations = [first]
-        for entity in entities[1:]:
-            operation = {**first, "operation_id": self._generate_operation_id(), "entity": entity}
-            if per_entity:
-                serializer = options.get("custom_serializer")
-                operation["deduplication_key"] = self._hash_entity(entity, default_serializer=serializer)
-            operations.append(operation)
-        return operations
+        key = first["deduplication_key"]
+        parts: list[Part] = [(first["operation_id"], entities[0], key)]
+        if options.get("deduplicate") and options.get("deduplication_key") is None:
+            serializer = options.get("custom_serializer")
+            for entity in entities[1:]:
+                key = self._hash_entity(entity, default_serializer=serializer)
+                parts.append((self._generate_operation_id(), entity, key))
+        else:
+            parts += [(self._generate_operation_id(), entity, key) for entity in entities[1:]]
+        return first, parts
 
     def _enqueue_steps(
         self,
-        operations: Sequence[dict[str, Any]],
+        first: Mapping[str, Any],
+        parts: Sequence[Part],
         custom_serializer: Callable[[Any], Any] | None,
     ) -> Steps[list[dict[str, Any]]]:
-        """Encode operations of one queue and processor, send them in one round trip, tell what became of each."""
-        if not operations:
+        """Encode the first and those that share all but their parts with it, send them, tell what became of each."""
+        if not parts:
             return []
-        first = operations[0]
-        queue, priority, kind = first["queue"], first["priority"], self._kind_of(first)
-        with self._observed(operations, queue, priority):
-            headers: dict[str, str] = {}
-            self.config.hooks.inject(headers)
-            encoded = [self._encode(operation, headers, custom_serializer) for operation in operations]
-            durable = first.get("durability") == "wait"
-            answers, confirmed = yield from self._send_steps(queue, priority, kind, encoded, durable=durable)
-            results = [
-                _result(operation, accepted, holder, kind)
-                for operation, (accepted, holder) in zip(operations, answers, strict=True)
-            ]
-            if durable:
-                self._check_durable(first, results, confirmed)
+        hooks = self.config.hooks
+        with hooks.enqueue_context(_started(first, parts)):
+            try:
+                results = yield from self._send_steps(first, parts, self._encode(first, parts, custom_serializer))
+            except QueueError as error:
+                if isinstance(error, BrokerUnavailableError):
+                    error.operation_ids = tuple(operation_id for operation_id, _, _ in parts)
+                hooks.on_event(EnqueueFailed(first["queue"], type(error).__name__))
+                raise
         self._tell_enqueued(first, results)
         return results
 
     def _send_steps(
-        self, queue: str, priority: str, kind: str, new: Sequence[NewOperation], *, durable: bool
-    ) -> Steps[tuple[list[tuple[Accepted, str]], int | QueueError]]:
-        """What became of each, and how many replicas have them all, or why that is not known."""
-        commands = self.config.commands
+        self, first: Mapping[str, Any], parts: Sequence[Part], new: Sequence[NewOperation]
+    ) -> Steps[list[dict[str, Any]]]:
+        """The result of each, all of them confirmed by replicas if they are to be."""
+        commands, kind, durable = self.config.commands, self._kind_of(first), first.get("durability") == "wait"
         calls: list[Call[Any]] = [
-            commands.enqueue(queue, priority, kind, new[start : start + MAX_ENQUEUE])
+            commands.enqueue(first["queue"], first["priority"], kind, new[start : start + MAX_ENQUEUE])
             for start in range(0, len(new), MAX_ENQUEUE)
         ]
         lanes = [call.lane for call in calls if call.lane is not None]
@@ -197,7 +204,10 @@ class OperationFactory:
         finally:
             commands.lanes.give_back(lanes)
         confirmed = replies.pop() if durable else 0
-        return [answer for reply in replies for answer in reply], confirmed
+        results = _results(first, [answer for reply in replies for answer in reply], parts, kind)
+        if durable:
+            self._check_durable(first, results, confirmed)
+        return results
 
     def _check_durable(
         self, first: Mapping[str, Any], results: Sequence[dict[str, Any]], confirmed: int | QueueError
@@ -248,9 +258,7 @@ class OperationFactory:
             known = registry.register(processor, name=reference.name, module=reference.module)
         return known
 
-    def _callback_reference(self, callback: FunctionOrName | None) -> tuple[str, str | None] | None:
-        if callback is None:
-            return None
+    def _callback_reference(self, callback: FunctionOrName) -> tuple[str, str | None]:
         if not isinstance(callback, str):
             known = self.config.registry.by_function(callback)
             if known is not None:
@@ -264,80 +272,75 @@ class OperationFactory:
         return KIND_UNKNOWN if known is None else KIND_ASYNC if known.is_async else KIND_SYNC
 
     def _encode(
-        self,
-        operation: Mapping[str, Any],
-        headers: dict[str, str],
-        custom_serializer: Callable[[Any], Any] | None,
-    ) -> NewOperation:
-        entity = self._serialize_entity(operation["entity"], custom_serializer).encode()
-        envelope = {name: value for name, value in operation.items() if name not in _OPTIONS}
+        self, first: Mapping[str, Any], parts: Sequence[Part], custom_serializer: Callable[[Any], Any] | None
+    ) -> list[NewOperation]:
+        headers: dict[str, str] = {}
+        self.config.hooks.inject(headers)
+        shared = dict(first)
+        for option in _OPTIONS:
+            shared.pop(option, None)
         if headers:
-            envelope["headers"] = headers
-        body = encode_operation(envelope, entity, max_bytes=self.config.max_operation_bytes)
-        queue = f"{operation['priority']}:{operation['queue']}"
-        return NewOperation(
-            operation["operation_id"],
-            self.config.signer.seal(operation["operation_id"], queue, body),
-            operation["delay"],
-            operation["deduplication_key"],
-            operation["deduplication_window"],
-        )
-
-    @contextmanager
-    def _observed(self, operations: Sequence[dict[str, Any]], queue: str, priority: str) -> Iterator[None]:
-        first = operations[0]
-        single = len(operations) == 1
-        started = EnqueueStarted(
-            queue,
-            priority,
-            first["processor"],
-            len(operations),
-            first["operation_id"] if single else None,
-            first["delay"],
-        )
-        with self.config.hooks.enqueue_context(started):
-            try:
-                yield
-            except QueueError as error:
-                if isinstance(error, BrokerUnavailableError):
-                    error.operation_ids = tuple(operation["operation_id"] for operation in operations)
-                self.config.hooks.on_event(EnqueueFailed(queue, type(error).__name__))
-                raise
+            shared["headers"] = headers
+        encode = Envelope(shared, max_bytes=self.config.max_operation_bytes).encode
+        serialize, seal = self._serialize_entity, self.config.signer.seal
+        queue, delay, window = f"{first['priority']}:{first['queue']}", first["delay"], first["deduplication_window"]
+        return [
+            NewOperation(
+                operation_id,
+                seal(operation_id, queue, encode(operation_id, serialize(entity, custom_serializer).encode())),
+                delay,
+                key,
+                window,
+            )
+            for operation_id, entity, key in parts
+        ]
 
     def _tell_enqueued(self, first: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> None:
-        accepted = tuple(result["operation_id"] for result in results if result["status"] != "duplicate")
+        accepted = tuple([result["operation_id"] for result in results if result["status"] != "duplicate"])
         duplicates = len(results) - len(accepted)
         self.config.hooks.on_event(
             Enqueued(first["queue"], first["priority"], first["processor"], len(accepted), duplicates, accepted)
         )
 
 
-def _result(operation: Mapping[str, Any], accepted: Accepted, holder: str, kind: str) -> dict[str, Any]:
-    """What `enqueue` returns for one operation."""
-    result = {
-        "operation_id": operation["operation_id"],
-        "status": "scheduled" if accepted is Accepted.SCHEDULED else "queued",
-        "queue": operation["queue"],
-        "priority": operation["priority"],
-        "processor": operation["processor"],
-        "is_async": {KIND_ASYNC: True, KIND_SYNC: False}.get(kind),
+def part_of(operation: Mapping[str, Any]) -> Part:
+    """What is this operation's own."""
+    return operation["operation_id"], operation["entity"], operation["deduplication_key"]
+
+
+def _started(first: Mapping[str, Any], parts: Sequence[Part]) -> EnqueueStarted:
+    own_id = first["operation_id"] if len(parts) == 1 else None
+    return EnqueueStarted(first["queue"], first["priority"], first["processor"], len(parts), own_id, first["delay"])
+
+
+def _results(
+    first: Mapping[str, Any], answers: Sequence[tuple[Accepted, str]], parts: Sequence[Part], kind: str
+) -> list[dict[str, Any]]:
+    """What `enqueue` returns for each operation."""
+    shared = {
+        "operation_id": "",
+        "status": "queued",
+        "queue": first["queue"],
+        "priority": first["priority"],
+        "processor": first["processor"],
+        "is_async": _IS_ASYNC.get(kind),
     }
-    if accepted is Accepted.DUPLICATE_ID:
-        result |= {"status": "duplicate", "reason": "operation_id", "duplicate_of": holder}
-    elif accepted is Accepted.DUPLICATE_KEY:
-        result |= {"status": "duplicate", "reason": "deduplication_key", "duplicate_of": holder}
-    return result
+    results = []
+    for (accepted, holder), part in zip(answers, parts, strict=True):
+        result = shared.copy()
+        result["operation_id"] = part[0]
+        if accepted is not Accepted.QUEUED:
+            result |= _OTHER_ANSWERS[accepted]
+            if accepted is not Accepted.SCHEDULED:
+                result["duplicate_of"] = holder
+        results.append(result)
+    return results
 
 
 def _ids(results: Sequence[Mapping[str, Any]]) -> str:
     shown = ", ".join(str(result["operation_id"]) for result in results[:_SHOWN_IDS])
     more = len(results) - _SHOWN_IDS
     return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _given_or_default(given: Any, known: Processor | None, name: str) -> Any:
-    """What the caller says, or else what the function was registered with."""
-    return given if given is not None or known is None else getattr(known, name)
 
 
 def _check_id(operation_id: object) -> str:
@@ -355,11 +358,19 @@ def _check_user_queue(queue: object) -> str:
     return name
 
 
-def _check_key(key: object) -> str | None:
-    if key is None or (isinstance(key, str) and key):
+def _check_delay(delay: object) -> float:
+    if type(delay) is float and not delay:  # most often
+        return delay
+    return check_seconds("delay", delay, zero=True, error=InvalidOperationError)
+
+
+def _check_key(key: object) -> str:
+    if isinstance(key, str) and key:
         return key
     raise InvalidOperationError(f"deduplication_key must be a non-empty string, got {key!r}")
 
 
-def _check_timeout(timeout: object) -> float | None:
-    return None if timeout is None else check_seconds("timeout", timeout, error=InvalidOperationError)
+def _check_retry_config(retry_config: object) -> QueueRetryConfig:
+    if not isinstance(retry_config, QueueRetryConfig):
+        raise InvalidOperationError(f"retry_config must be a QueueRetryConfig, not {type(retry_config).__name__}")
+    return retry_config

@@ -124,6 +124,7 @@ class HookChain(Hooks):
         self._listeners = tuple(listeners)
         self._enqueue_contexts = [(one, one.enqueue_context) for one in listeners if _has_own(one, "enqueue_context")]
         self._attempt_contexts = [(one, one.attempt_context) for one in listeners if _has_own(one, "attempt_context")]
+        self._injectors = [one for one in listeners if _has_own(one, "inject")]
         self._on_failure = on_failure
         self._handlers: dict[type[Event], list[tuple[Hooks, Callable[[Any], None]]]] = {}
         self.failures = 0
@@ -164,10 +165,10 @@ class HookChain(Hooks):
 
     def inject(self, headers: dict[str, str]) -> None:
         """See `Hooks`."""
-        self._each(lambda listener: listener.inject(headers))
+        self._each(lambda listener: listener.inject(headers), self._injectors)
 
-    def _each(self, call: Callable[[Hooks], None]) -> None:
-        for listener in self._listeners:
+    def _each(self, call: Callable[[Hooks], None], listeners: Sequence[Hooks] | None = None) -> None:
+        for listener in self._listeners if listeners is None else listeners:
             try:
                 call(listener)
             except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted

@@ -9,7 +9,7 @@ from queue_system.broker.aio import AsyncBroker
 from queue_system.broker.clients import check_server
 from queue_system.broker.resend import worth_retrying
 from queue_system.config import QueueConfig
-from queue_system.enqueueing import DEFAULT_PRIORITY, FunctionOrName, OperationFactory, Steps, T
+from queue_system.enqueueing import DEFAULT_PRIORITY, FunctionOrName, OperationFactory, Steps, T, part_of
 from queue_system.errors import BrokerUnavailableError, QueueError
 from queue_system.retry import QueueRetryConfig
 from queue_system.utils import circuit_breaker, retry_with_backoff, try_catch
@@ -125,8 +125,8 @@ class QueueManager(OperationFactory):
             QueueError: as `enqueue`. One bad entity refuses the whole batch, before anything is sent.
         """
         serializer = kwargs.get("custom_serializer")
-        operations = self._new_operations(entities, processor, kwargs)
-        return self._drive(self._enqueue_steps(operations, serializer))
+        first, parts = self._new_operations(entities, processor, kwargs)
+        return self._drive(self._enqueue_steps(first, parts, serializer))
 
     @_logged
     @_guarded
@@ -168,7 +168,8 @@ class QueueManager(OperationFactory):
         custom_serializer: Callable[[Any], Any] | None = None,
     ) -> dict[str, Any]:
         """Encode one operation, send it, and tell what became of it."""
-        steps = self._enqueue_steps([{**queue_data, "queue": queue_name, "priority": priority}], custom_serializer)
+        operation = {**queue_data, "queue": queue_name, "priority": priority}
+        steps = self._enqueue_steps(operation, [part_of(operation)], custom_serializer)
         return self._drive(steps)[0]
 
     def _drive(self, steps: Steps[T]) -> T:
@@ -235,8 +236,8 @@ class AsyncQueueManager(OperationFactory):
     ) -> list[dict[str, Any]]:
         """See `QueueManager.enqueue_batch`."""
         serializer = kwargs.get("custom_serializer")
-        operations = self._new_operations(entities, processor, kwargs)
-        return await self._drive(self._enqueue_steps(operations, serializer))
+        first, parts = self._new_operations(entities, processor, kwargs)
+        return await self._drive(self._enqueue_steps(first, parts, serializer))
 
     @_logged
     @_guarded
@@ -265,7 +266,8 @@ class AsyncQueueManager(OperationFactory):
         custom_serializer: Callable[[Any], Any] | None = None,
     ) -> dict[str, Any]:
         """See `QueueManager._queue_operation`."""
-        steps = self._enqueue_steps([{**queue_data, "queue": queue_name, "priority": priority}], custom_serializer)
+        operation = {**queue_data, "queue": queue_name, "priority": priority}
+        steps = self._enqueue_steps(operation, [part_of(operation)], custom_serializer)
         return (await self._drive(steps))[0]
 
     async def _drive(self, steps: Steps[T]) -> T:

@@ -62,6 +62,10 @@ class NewerSchemaError(DecodeError):
     """Written by a newer version of this package: for another worker, so it is put back and not given up."""
 
 
+_ID_GAP: Final = b"\x00"  # the encoder writes neither
+_ENTITY_GAP: Final = b"\x01"
+_GAPS: Final = {"operation_id": msgspec.Raw(_ID_GAP), "entity": msgspec.Raw(_ENTITY_GAP)}
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Operation)
 _version_decoder = msgspec.json.Decoder(_Version)
@@ -73,13 +77,36 @@ def encode_operation(operation: Mapping[str, Any], entity: bytes, *, max_bytes: 
     Raises:
         EntityTooLargeError: more than `max_bytes` bytes (256 KiB by default).
     """
-    body = _encoder.encode({**operation, "entity": msgspec.Raw(entity)})
-    if len(body) > max_bytes:
-        raise EntityTooLargeError(
-            f"the operation is {len(body):,} bytes, more than max_operation_bytes={max_bytes:,}: "
-            "enqueue a reference (a key, a path) instead of the data, or raise the limit"
-        )
-    return body
+    return Envelope(operation, max_bytes=max_bytes).encode(operation["operation_id"], entity)
+
+
+class Envelope:
+    """Encodes operations that differ by id and entity only: what they share is encoded once.
+
+    Args:
+        operation: one of them.
+        max_bytes: limit of an encoded operation, 256 KiB by default.
+    """
+
+    __slots__ = ("_max_bytes", "_shared")
+
+    def __init__(self, operation: Mapping[str, Any], *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+        self._shared = _encoder.encode({**operation, **_GAPS})
+        self._max_bytes = max_bytes
+
+    def encode(self, operation_id: str, entity: bytes) -> bytes:
+        """The bytes for Redis of the operation with this id, and this entity, which is already JSON.
+
+        Raises:
+            EntityTooLargeError: too many.
+        """
+        body = self._shared.replace(_ID_GAP, _encoder.encode(operation_id), 1).replace(_ENTITY_GAP, entity, 1)
+        if len(body) > self._max_bytes:
+            raise EntityTooLargeError(
+                f"the operation is {len(body):,} bytes, more than max_operation_bytes={self._max_bytes:,}: "
+                "enqueue a reference (a key, a path) instead of the data, or raise the limit"
+            )
+        return body
 
 
 def decode_operation(
@@ -135,7 +162,7 @@ def encode_entity(
     except Exception as error:  # whatever the caller's `default` raises is told as a serialisation error
         path, reason = _find_unserializable(entity, default)
         raise SerializationError(f"{path} cannot be serialised: {reason or error}", path) from error
-    if nesting_exceeds(encoded, max_depth):
+    if len(encoded) > 2 * max_depth and nesting_exceeds(encoded, max_depth):  # each level takes two brackets
         raise EntityTooLargeError(f"the entity is nested deeper than max_depth={max_depth}: flatten it")
     if b"null" in encoded:  # msgspec writes NaN and infinity as null: a silent change of the caller's data
         _refuse_non_finite(msgspec.to_builtins(entity, enc_hook=default or _default, str_keys=True))
@@ -167,10 +194,9 @@ def nesting_exceeds(encoded: bytes, limit: int) -> bool:
 
 
 def _encode_value(value: object, default: Callable[[Any], Any] | None, *, sort_keys: bool = False) -> bytes:
-    hook = default or _default
     if sort_keys:  # the JSON encoder sorts only keys that are strings already
-        value = msgspec.to_builtins(value, enc_hook=hook, str_keys=True, order="sorted")
-    return msgspec.json.encode(value, enc_hook=hook)
+        value = msgspec.to_builtins(value, enc_hook=default or _default, str_keys=True, order="sorted")
+    return _entity_encoder.encode(value) if default is None else msgspec.json.encode(value, enc_hook=default)
 
 
 def _default(value: Any) -> Any:
@@ -180,6 +206,9 @@ def _default(value: Any) -> Any:
     if callable(dump):
         return dump(mode="json")
     raise TypeError(f"type {type(value).__name__} has no JSON form: convert it, or pass custom_serializer=function")
+
+
+_entity_encoder = msgspec.json.Encoder(enc_hook=_default)
 
 
 def _lenient_default(value: Any) -> Any:

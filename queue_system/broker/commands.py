@@ -53,6 +53,14 @@ class Commands:
         self.keys = keys
         self.lanes = LanePool(keys.sent_prefix)
         self._answer_memory = _ms(answer_memory)
+        self._enqueue_keys = (
+            keys.registry,
+            keys.registry_version,
+            keys.delayed,
+            keys.metrics,
+            keys.wake,
+            keys.wake_sync,
+        )
 
     def enqueue(
         self, queue: str, priority: str, kind: str, operations: Iterable[NewOperation]
@@ -61,20 +69,27 @@ class Commands:
 
         The call is one request, however often it is sent. It has taken a lane: give that back to `lanes` afterwards.
         """
-        keys, lane = self.keys, self.lanes.take()
-        args: list[Any] = [keys.prefix, f"{priority}:{queue}", kind, lane.number, self._answer_memory]
+        lane = self.lanes.take()
+        args: list[Any] = [self.keys.prefix, f"{priority}:{queue}", kind, lane.number, self._answer_memory]
         ids: list[str] = []
         for new in operations:
+            key, window = new.deduplication_key, new.dedup_window
             ids.append(new.operation_id)
-            digest = "" if new.deduplication_key is None else dedup_digest(new.deduplication_key)
-            args += (to_id(new.operation_id), _ms(new.delay), digest, _ms(new.dedup_window), new.body)
-        return Call(
-            "enqueue",
-            (keys.registry, keys.registry_version, keys.delayed, keys.metrics, keys.wake, keys.wake_sync, lane.key),
-            args,
-            lambda reply: [replies.accepted(code, own) for code, own in zip(reply, ids, strict=True)],
-            lane=lane,
-        )
+            args += (
+                to_id(new.operation_id),
+                _ms(new.delay) if new.delay else 0,
+                "" if key is None else dedup_digest(key),
+                0 if key is None else _ms(window),
+                new.body,
+            )
+
+        def parse(reply: Any) -> list[tuple[Accepted, str]]:
+            return [
+                (Accepted.QUEUED, own) if code == b"q" else replies.accepted(code, own)
+                for code, own in zip(reply, ids, strict=True)
+            ]
+
+        return Call("enqueue", (*self._enqueue_keys, lane.key), args, parse, lane=lane)
 
     def confirm(self, replicas: int, timeout: float) -> Call[int | QueueError]:
         """Wait until so many replicas have what was sent before on this connection, so it must be one of many.

@@ -57,8 +57,7 @@ class Accepted(enum.Enum):
     DUPLICATE_KEY = "duplicate_key"
 
 
-@dataclass(frozen=True, slots=True)
-class NewOperation:
+class NewOperation(msgspec.Struct, frozen=True):
     """An encoded operation on its way in. `delay` and `dedup_window` are in seconds."""
 
     operation_id: str

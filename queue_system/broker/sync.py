@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import redis
 from redis.exceptions import NoScriptError
 
+from queue_system.broker.exchange_sync import Exchange, exchange_of
 from queue_system.broker.messages import Call
 from queue_system.broker.resend import Resend, command_of, read, refusal, unsettled, worth_retrying
 from queue_system.broker.scripts import Script, load_scripts
@@ -28,7 +29,8 @@ class SyncBroker:
     def __init__(
         self, client: redis.Redis, address: str, *, tries: int = 1, scripts: dict[str, Script] | None = None
     ) -> None:
-        self._client: Any = client  # redis-py's execute_command has no types
+        self._client: Any = client  # redis-py has no types for info
+        self._exchange: Exchange = exchange_of(client)
         self._address = address
         self._tries = tries
         self._scripts = load_scripts() if scripts is None else scripts
@@ -60,14 +62,19 @@ class SyncBroker:
     def close(self) -> None:
         """Close all connections."""
         self._client.close()
-        self._client.connection_pool.disconnect()
+        self._exchange.close()
 
     @retry_with_backoff(attempts=lambda self, call, _: self._tries if call.idempotent else 1, retry_if=worth_retrying)
     def _attempt(self, call: Call[Any], resend: Resend) -> Any:
         try:
-            return self._send(call)
+            (reply,) = self._exchange([command_of(call, self._scripts)])
+            if isinstance(reply, NoScriptError):  # a new server, or SCRIPT FLUSH: nothing ran
+                (reply,) = self._exchange([command_of(call, self._scripts, by_source=True)])
+            if isinstance(reply, Exception):
+                raise reply
         except CLIENT_ERRORS as error:
             raise resend.failed(error) from error
+        return reply
 
     @retry_with_backoff(
         attempts=lambda self, calls, _: self._tries if all(call.idempotent for call in calls) else 1,
@@ -84,23 +91,11 @@ class SyncBroker:
             raise resend.failed(error) from error
         return replies
 
-    def _send(self, call: Call[Any]) -> Any:
-        try:
-            return self._client.execute_command(*command_of(call, self._scripts))
-        except NoScriptError:  # a new server, or SCRIPT FLUSH: nothing ran
-            return self._client.execute_command(*command_of(call, self._scripts, by_source=True))
-
     def _send_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
-        replies = self._pipeline(calls)
+        replies = self._exchange([command_of(call, self._scripts) for call in calls])
         again = unsettled(calls, replies)
         if again:
-            for i, reply in zip(again, self._pipeline([calls[i] for i in again], by_source=True), strict=True):
+            commands = [command_of(calls[i], self._scripts, by_source=True) for i in again]
+            for i, reply in zip(again, self._exchange(commands), strict=True):
                 replies[i] = reply
-        return replies
-
-    def _pipeline(self, calls: Sequence[Call[Any]], *, by_source: bool = False) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
-        for call in calls:
-            pipeline.execute_command(*command_of(call, self._scripts, by_source=by_source))
-        replies: list[Any] = pipeline.execute(raise_on_error=False)
         return replies

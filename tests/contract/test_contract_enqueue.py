@@ -44,6 +44,16 @@ def test_an_id_that_exists_is_not_accepted_again(rig):
     assert (rig.metric("enqueued"), rig.metric("deduplicated")) == (2, 2)
 
 
+def test_one_request_may_have_the_same_twice(rig):
+    answers = rig.enqueue("a", "a", keyed("b", "k"), keyed("c", "k"), keyed("b", "other"), keyed("d", "other"))
+    assert answers == [
+        (QUEUED, "a"), (DUPLICATE_ID, "a"), (QUEUED, "b"), (DUPLICATE_KEY, "b"), (DUPLICATE_ID, "b"), (QUEUED, "d")
+    ]  # fmt: skip
+    assert rig.ready() == ["a", "b", "d"]
+    assert (rig.metric("enqueued"), rig.metric("deduplicated")) == (3, 3)
+    assert rig.fields("a")["b"] == "body of a"
+
+
 @pytest.mark.parametrize("state", ["leased", "delayed", "failed", "done"])
 def test_an_id_is_taken_in_every_state(rig, state):
     delivery = rig.held("a")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 
 import pytest
 
 from queue_system.broker.messages import MAX_ENQUEUE, Accepted, NewOperation
-from queue_system.errors import BrokerReplyError
+from queue_system.errors import BrokerReplyError, BrokerUnavailableError
 
 QUEUED, SCHEDULED = Accepted.QUEUED, Accepted.SCHEDULED
 DUPLICATE_ID, DUPLICATE_KEY = Accepted.DUPLICATE_ID, Accepted.DUPLICATE_KEY
@@ -64,6 +64,18 @@ def test_the_answer_is_that_of_the_first_sending(rig, request_for):
     assert rig.ready() == []
 
 
+def test_a_late_request_takes_nothing_from_the_answer_of_the_last(rig, request_for):
+    late = request_for(new("late"))
+    rig.commands.lanes.give_back([late.lane])
+    last = request_for(new("a"))
+    rig.run(last)
+    with pytest.raises(BrokerReplyError, match="given up"):
+        rig.run(late)
+    end_all(rig, "done")
+    assert rig.run(last) == [(QUEUED, "a")]
+    assert rig.ready() == []
+
+
 def test_another_request_for_the_same_is_another(rig, request_for):
     first = request_for(new("a"))
     rig.run(first)
@@ -107,15 +119,59 @@ def test_an_answer_is_kept_for_a_while(rig, request_for):
     assert rig.run(request) == [(DUPLICATE_ID, "a")]
 
 
-def test_what_is_refused_leaves_no_answer(rig, request_for):
+@pytest.mark.parametrize(("container", "delay", "accepted"), [("list", 0.0, QUEUED), ("delayed", 60.0, SCHEDULED)])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_what_is_refused_leaves_nothing(rig, request_for, container, delay, accepted, earlier):
     rig.garbage = True
-    rig.redis.set(rig.keys.ready("mail", "normal"), "no list")
-    request = request_for(new("a"))
+    if earlier:
+        first = request_for(new("earlier", "other"))
+        rig.run(first)
+        rig.commands.lanes.give_back([first.lane])
+        end_all(rig, "done")
+    key = rig.keys.delayed if container == "delayed" else rig.keys.ready("mail", "normal")
+    rig.redis.set(key, "no container")
+    request, before = request_for(new("a", "key", delay=delay)), all_but_lane(rig)
     with pytest.raises(BrokerReplyError):
         rig.run(request)
-    assert rig.redis.exists(request.keys[-1]) == 0
-    rig.redis.delete(rig.keys.ready("mail", "normal"))
-    assert rig.run(request) == [(QUEUED, "a")]
+    assert all_but_lane(rig) == before
+    rig.redis.delete(key)
+    if earlier:
+        assert rig.run(first) == [(QUEUED, "earlier")], "its answer is still there"
+    assert rig.run(request) == [(accepted, "a")]
+
+
+@pytest.mark.parametrize("key", ["registry", "dedup"])
+def test_what_cannot_be_read_is_refused_before_anything_is_written(rig, request_for, key):
+    rig.garbage = True
+    broken = rig.keys.registry if key == "registry" else rig.keys.dedup("key")
+    rig.redis.rpush(broken, "neither a hash nor a text")
+    request, before = request_for(new("a"), new("b", "key")), all_but_lane(rig)
+    with pytest.raises(BrokerReplyError):
+        rig.run(request)
+    assert (all_but_lane(rig), rig.redis.exists(request.keys[-1])) == (before, 0)
+    rig.redis.delete(broken)
+    assert rig.run(request) == [(QUEUED, "a"), (QUEUED, "b")]
+
+
+def all_but_lane(rig) -> set[bytes]:
+    """The names of all keys, but for those that only say what was answered."""
+    return {key for key in rig.redis.scan_iter(f"{rig.keys.prefix}*") if b":sent:" not in key}
+
+
+def test_an_answer_is_given_though_nothing_can_be_written_any_more(rig, request_for):
+    """As when Redis has run out of memory meanwhile."""
+    if rig.name == "memory":
+        pytest.skip("memory has no limit")
+    request = request_for(new("a"))
+    rig.run(request)
+    rig.redis.config_set("maxmemory", 1)
+    try:
+        assert rig.run(request) == [(QUEUED, "a")]
+        with pytest.raises(BrokerUnavailableError, match="out of memory"):
+            rig.run(request_for(new("b")))
+    finally:
+        rig.redis.config_set("maxmemory", 0)
+    assert rig.ready() == ["a"]
 
 
 def test_many_requests_in_one_round_trip(rig, request_for):
@@ -132,5 +188,5 @@ def test_the_source_is_the_same_request_too(rig, request_for):
     rig.run(request)
     end_all(rig, "done")
     rig.redis.script_flush()
-    assert rig.run(dataclasses.replace(request)) == [(QUEUED, "a")]
+    assert rig.run(copy.copy(request)) == [(QUEUED, "a")]
     assert rig.ready() == []

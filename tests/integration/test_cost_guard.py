@@ -24,8 +24,8 @@ OPERATIONS = 2_000
 CONCURRENCY = 100
 
 # For each operation; in brackets what was counted. Redis commands, those that scripts call included:
-ENQUEUE_COMMANDS = 11  # one at a time (11)
-BULK_COMMANDS = 2.5  # in thousands (2.0)
+ENQUEUE_COMMANDS = 9  # one at a time (9)
+BULK_COMMANDS = 1.3  # in thousands (1.0)
 DRAIN_COMMANDS = {100: 6.1, 10: 7.5, 20: 6.2}  # by the number of slots (5.2, 6.6, 5.3)
 ROUND_TRIPS = 0.2  # in a full drain (0.03, 0.11, 0.03)
 # On the worker's event loop:

@@ -353,6 +353,7 @@ class BrokerMachine(RuleBasedStateMachine):
         finally:
             if keys := list(self.redis.scan_iter(f"{self.keys.prefix}*", count=1000)):
                 self.redis.delete(*keys)
+            self.broker.close()
 
     def _check(self) -> None:
         seen = Seen(msgspec.json.decode(self.snapshot(args=[self.keys.prefix])), KEY_OF_DIGEST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -80,8 +81,10 @@ class Rig:
 
 
 @pytest.fixture
-def rig(client, prefix) -> Rig:
-    return Rig(client, prefix)
+def rig(client, prefix) -> Iterator[Rig]:
+    rig = Rig(client, prefix)
+    yield rig
+    rig.broker.close()
 
 
 @pytest.mark.parametrize("act", [Rig.complete, Rig.retry, Rig.fail, Rig.release, Rig.renew])

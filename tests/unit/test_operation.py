@@ -6,6 +6,7 @@ import json
 import pathlib
 import uuid
 
+import msgspec
 import pytest
 from fakes import item
 from hypothesis import given
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from queue_system.errors import DecodeError, EntityTooLargeError, InvalidOperationError, SerializationError
 from queue_system.operation import (
+    Envelope,
     NewerSchemaError,
     decode_operation,
     encode_entity,
@@ -62,6 +64,22 @@ def test_what_json_can_hold_comes_back_as_it_was(entity):
     envelope = {name: value for name, value in item().items() if name != "entity"}
     decoded = decode_operation(encode_operation(envelope, encode_entity(entity), max_bytes=10**6))
     assert decoded == {**envelope, "entity": entity}
+
+
+@given(st.dictionaries(st.text(), JSON), st.permutations(list(item())), st.text(), st.text())
+def test_an_envelope_writes_what_the_encoder_writes_of_the_whole(entity, order, operation_id, text):
+    operation = {name: item(kind=text)[name] for name in (*order, "kind")}
+    envelope = Envelope({**operation, "headers": {text: "\x00\x01"}}, max_bytes=10**6)
+    whole = {**operation, "operation_id": operation_id, "entity": entity, "headers": {text: "\x00\x01"}}
+    assert envelope.encode(operation_id, encode_entity(entity)) == msgspec.json.encode(whole)
+
+
+def test_an_envelope_serves_many():
+    envelope = Envelope(item())
+    bodies = [envelope.encode(f"id-{n}", b'{"n":%d}' % n) for n in range(3)]
+    assert [decode_operation(body) for body in bodies] == [
+        item(operation_id=f"id-{n}", entity={"n": n}) for n in range(3)
+    ]
 
 
 def test_every_field_of_the_wire_format_survives():

@@ -68,14 +68,18 @@ local function wake(prefix, kind)
   redis.call('ZADD', kind == 's' and prefix .. 'wake:sync' or prefix .. 'wake', 0, '0')
 end
 
--- Makes a queue known, with its kind: 'a' async, 's' sync, 'm' both, 'u' not known yet. Returns the kind on record.
-local function register_queue(prefix, queue, kind)
-  local known = redis.call('HGET', prefix .. 'registry', queue)
+-- Makes a queue known that is on record as one of the kind `known`, or (false) not at all. The kinds are 'a' async,
+-- 's' sync, 'm' both, 'u' not known yet. Returns the kind on record.
+local function note_kind(prefix, queue, known, kind)
   if known == kind or known == 'm' or (known and kind == 'u') then return known end
   if known and known ~= 'u' then kind = 'm' end
   redis.call('HSET', prefix .. 'registry', queue, kind)
   redis.call('INCR', prefix .. 'registry:version')
   return kind
+end
+
+local function register_queue(prefix, queue, kind)
+  return note_kind(prefix, queue, redis.call('HGET', prefix .. 'registry', queue), kind)
 end
 
 -- A fencing token, given once and never again, also when an id comes back after its operation has ended: whoever held

@@ -6,61 +6,88 @@
 --       4 number of the request in its lane  5 for how long its reply is kept (ms)
 --       then for each: id, delay (ms), dedup digest or '', dedup window (ms), body
 -- Reply one string for each: 'q' queued | 's' scheduled | 'i' the id exists | 'd{holder}' duplicate of holder
--- Cost  2 commands, and about 6 for each operation; at most 1,000 operations a call
-local prefix, queue, kind = ARGV[1], ARGV[2], ARGV[3]
-local number = tonumber(ARGV[4])
+-- Cost  7 commands, and one for each operation, 2 more with a dedup key; at most 1,000 operations a call
+local prefix, queue, number = ARGV[1], ARGV[2], tonumber(ARGV[4])
 
-local last = redis.call('GET', KEYS[7])
+-- First all is read that decides on the replies: what cannot be read raises while nothing has been written.
+local now = now_ms()
+local known = redis.call('HGET', KEYS[1], queue)
+local keys, n = {}, 0
+for i = 6, #ARGV, 5 do
+  n = n + 1
+  keys[n] = op_key(prefix, ARGV[i])
+end
+local some_exist = n > 0 and redis.call('EXISTS', unpack(keys)) > 0
+local reply, new, ready, scheduled, taken, holders = {}, {}, {}, {}, {}, {}
+for j = 1, n do
+  local i = 5 * j + 1
+  local id, digest = ARGV[i], ARGV[i + 2]
+  local holder = digest ~= '' and (holders[digest] or redis.call('GET', prefix .. 'dedup:' .. digest))
+  if taken[id] or (some_exist and redis.call('EXISTS', keys[j]) == 1) then
+    reply[j] = 'i'
+  elseif holder then
+    reply[j] = 'd' .. holder
+  else
+    new[#new + 1] = j
+    taken[id] = true
+    if digest ~= '' then holders[digest] = id end
+    if ARGV[i + 1] == '0' then
+      reply[j] = 'q'
+      ready[#ready + 1] = id
+    else
+      reply[j] = 's'
+      scheduled[#scheduled + 1] = now + ARGV[i + 1]
+      scheduled[#scheduled + 1] = id
+    end
+  end
+end
+
+-- The answer for the lane, in exchange for the last one: whoever turns out to be no new request puts that back.
+local function keep(answer)
+  return redis.pcall('SET', KEYS[7], answer, 'PX', ARGV[5], 'GET')
+end
+
+local last = keep(ARGV[4] .. ' ' .. table.concat(reply, ' '))
+local refused = type(last) == 'table' and last
+if refused then last = redis.call('GET', KEYS[7]) end  -- out of memory, say: an answer that is kept is given all the same
 local last_number = last and tonumber(string.match(last, '^%d+'))
 if last_number == number then
+  if not refused then keep(last) end
   local replies = {}
   for one in string.gmatch(string.sub(last, #ARGV[4] + 1), '%S+') do replies[#replies + 1] = one end
   return replies
 end
+if refused then return refused end
 -- It was on its way for so long that its sender has gone on to other requests, and listens no more.
-if last_number and last_number > number then return redis.error_reply('LATE this request was given up') end
+if last_number and last_number > number then
+  keep(last)
+  return redis.error_reply('LATE this request was given up')
+end
 
-local now = now_ms()
-local reply, ready = {}, {}
-local accepted, duplicates, scheduled = 0, 0, 0
-redis.call('LLEN', prefix .. queue)  -- raises when the key is no list: now, while nothing has been written
-kind = register_queue(prefix, queue, kind)
-for i = 6, #ARGV, 5 do
-  local id, delay, digest = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
-  local key = op_key(prefix, id)
-  local holder = digest ~= '' and redis.call('GET', prefix .. 'dedup:' .. digest)
-  if redis.call('EXISTS', key) == 1 then
-    reply[#reply + 1] = 'i'
-    duplicates = duplicates + 1
-  elseif holder then
-    reply[#reply + 1] = 'd' .. holder
-    duplicates = duplicates + 1
+-- A key of that name that is no such container refuses the ids, and with them the request. One request of a manager has
+-- one delay, and so one of the two.
+local put = #ready > 0 and redis.pcall('RPUSH', prefix .. queue, unpack(ready))
+if #scheduled > 0 and type(put) ~= 'table' then put = redis.pcall('ZADD', KEYS[3], unpack(scheduled)) end
+if type(put) == 'table' then
+  keep(last or '0')  -- the number of no request
+  return put
+end
+local at = now .. ''  -- as a text, which is made once
+for _, j in ipairs(new) do
+  local i = 5 * j + 1
+  local key, digest, state, due = keys[j], ARGV[i + 2], 'ready', at
+  if reply[j] == 's' then state, due = 'delayed', now + ARGV[i + 1] end
+  if digest == '' then
+    redis.call('HSET', key, 'st', state, 'q', queue, 'b', ARGV[i + 4], 'ts', at, 'rd', due)
   else
-    local due = now + delay
-    if digest ~= '' then
-      redis.call('HSET', key, 'st', delay > 0 and 'delayed' or 'ready', 'q', queue, 'b', ARGV[i + 4],
-        'ts', now, 'rd', due, 'dk', digest)
-      redis.call('SET', prefix .. 'dedup:' .. digest, id, 'PX', tonumber(ARGV[i + 3]) + delay)
-    else
-      redis.call('HSET', key, 'st', delay > 0 and 'delayed' or 'ready', 'q', queue, 'b', ARGV[i + 4],
-        'ts', now, 'rd', due)
-    end
-    if delay > 0 then
-      redis.call('ZADD', KEYS[3], due, id)
-      scheduled = scheduled + 1
-      reply[#reply + 1] = 's'
-    else
-      ready[#ready + 1] = id
-      reply[#reply + 1] = 'q'
-    end
-    accepted = accepted + 1
+    redis.call('HSET', key, 'st', state, 'q', queue, 'b', ARGV[i + 4], 'ts', at, 'rd', due, 'dk', digest)
+    redis.call('SET', prefix .. 'dedup:' .. digest, ARGV[i], 'PX', ARGV[i + 1] + ARGV[i + 3])
   end
 end
-if #ready > 0 then redis.call('RPUSH', prefix .. queue, unpack(ready)) end
+local kind = note_kind(prefix, queue, known, ARGV[3])
 -- Also for what is only scheduled: a worker that is blocked in a read has to learn when to look again.
-if accepted > 0 then wake(prefix, kind) end
-depth(prefix, 'd', queue, scheduled)
-count(prefix, 'enqueued', accepted)
-count(prefix, 'deduplicated', duplicates)
-redis.call('SET', KEYS[7], ARGV[4] .. ' ' .. table.concat(reply, ' '), 'PX', ARGV[5])
+if #new > 0 then wake(prefix, kind) end
+depth(prefix, 'd', queue, #scheduled / 2)
+count(prefix, 'enqueued', #new)
+count(prefix, 'deduplicated', n - #new)
 return reply
