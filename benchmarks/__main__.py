@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
-from collections.abc import Callable
 
 from benchmarks import measurements
 from benchmarks.goals import check_goals
+from benchmarks.machine import names_of
 from benchmarks.markdown import markdown
 from benchmarks.measurements import Measurement
 from benchmarks.picture import draw
@@ -56,9 +56,9 @@ def main() -> int:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
     names = [system.name for system in SYSTEMS]
-    parser.add_argument("--only", type=_names(names), help=f"systems, of {', '.join(names)}; default: all")
+    parser.add_argument("--only", type=names_of(names), help=f"systems, of {', '.join(names)}; default: all")
     measures = [one.name for one in measurements.ALL] + ["limits"]
-    parser.add_argument("--measure", type=_names(measures), help=f"of {', '.join(measures)}; default: all")
+    parser.add_argument("--measure", type=names_of(measures), help=f"of {', '.join(measures)}; default: all")
     parser.add_argument("--rounds", type=int, help="default: 3, with --quick 1")
     parser.add_argument("--quick", action="store_true", help="one round, fewer jobs, no variants, one process")
     parser.add_argument("--json", metavar="FILE", help="write all figures there, after each round")
@@ -85,16 +85,6 @@ def chosen_measurements(only: list[str] | None, *, quick: bool) -> list[Measurem
     if only:
         return [one for one in measurements.ALL if one.name in only]
     return [one for one in measurements.ALL if not (quick and one.name.startswith("scale_"))]
-
-
-def _names(known: list[str]) -> Callable[[str], list[str]]:
-    def parse_names(text: str) -> list[str]:
-        chosen = [name.strip() for name in text.split(",") if name.strip()]
-        if unknown := [name for name in chosen if name not in known]:
-            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known are {', '.join(known)}")
-        return chosen
-
-    return parse_names
 
 
 if __name__ == "__main__":

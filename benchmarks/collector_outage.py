@@ -17,16 +17,15 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import psutil
 
 from benchmarks.machine import describe, median
+from benchmarks.receiver import Receiver
 from queue_system import QueueConfig, QueueManager, QueueWorker
 from queue_system.embedded import EmbeddedServer
 from telemetry import configure
@@ -147,27 +146,8 @@ def collector(name: str) -> Iterator[str]:
                 listening.listen(100)
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
             return
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(SLOW if name == "slow" else 0.0))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-
-
-def _handler(delay: float) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            time.sleep(delay)
-            self.send_response(200)
-            self.send_header("Content-Type", "application/x-protobuf")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    return Handler
+    with Receiver(SLOW if name == "slow" else 0.0) as receiver:
+        yield receiver.endpoint
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """One step of a measurement: a Redis of its own, an adapter's processes, and what they cost, seen from outside.
 
 A step's time starts when its first job has run and ends when the last one has, so that no start-up counts. CPU is that
-of the worker's processes (`/proc`, in clock ticks of 10 ms) and of Redis (`INFO`), over the same time and a moment
-more, in which outcomes are written. A round trip is counted as one reading of a client's socket by Redis.
+of the worker's processes and of Redis (`INFO`), over the same time and a moment more, in which outcomes are written. A
+round trip is counted as one reading of a client's socket by Redis.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ from queue_system.embedded import EmbeddedServer
 START_SECONDS: Final = 20.0
 SETTLE_SECONDS: Final = 0.3
 _TICK: Final = 0.002
+_PROCESS_CLOCK: Final = 2  # CPUCLOCK_SCHED of clock_getcpuclockid(3)
 
 
 class StepError(Exception):
@@ -76,6 +78,10 @@ class Server:
             name.removeprefix("cmdstat_"): value["calls"] for name, value in info.items() if name.startswith("cmdstat_")
         }
         return Load(commands, info.get("total_reads_processed", 0), info["used_cpu_user"] + info["used_cpu_sys"])
+
+    def flush(self) -> None:
+        """Forget all keys, so that the next step finds nothing."""
+        self._client.flushall()
 
     def memory(self) -> int:
         """Bytes of memory, the keys' own included."""
@@ -126,13 +132,14 @@ class Step:
             raise StepError(f"{command}: {_last_line(done.stderr)}")
         return json.loads(done.stdout.splitlines()[-1])
 
-    def start_worker(self, purpose: str, kind: str, concurrency: int) -> None:
-        """Start one worker command."""
+    def start_worker(self, purpose: str, kind: str, concurrency: int, extra: Mapping[str, str] | None = None) -> None:
+        """Start one worker command; `extra` is its own environment."""
         log = (self.directory / "worker.log").open("ab")
         with log:
             command = self._command("work", {"purpose": purpose, "kind": kind, "concurrency": concurrency})
+            environment = self._environment() | dict(extra or {})
             self._workers.append(
-                subprocess.Popen(command, env=self._environment(), cwd=ROOT, stdin=subprocess.DEVNULL,
+                subprocess.Popen(command, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL,
                                  stdout=log, stderr=log, start_new_session=True)
             )  # fmt: skip
 
@@ -144,6 +151,19 @@ class Step:
         for worker in self._workers:
             worker.kill()
             worker.wait(timeout=10)
+        self._workers.clear()
+
+    def stop_workers(self, seconds: float) -> None:
+        """SIGTERM for each worker, and wait until they have ended in good order."""
+        for worker in self._workers:
+            worker.terminate()
+        for worker in self._workers:
+            try:
+                code = worker.wait(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                raise StepError(f"the worker did not stop within {seconds:.0f} s; {self.log()}") from None
+            if code:
+                raise StepError(f"the worker stopped with {code}: {self.log()}")
         self._workers.clear()
 
     def processes(self) -> list[psutil.Process]:
@@ -160,8 +180,7 @@ class Step:
         total = 0.0
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                total += times.user + times.system
+                total += _cpu(process)
         return total
 
     def resident(self, field: str = "VmRSS") -> int:
@@ -205,6 +224,17 @@ def step(system: System, extra: Mapping[str, str] | None = None) -> Iterator[Ste
     """A step on a new server."""
     with Server() as server, Step(system, server, extra) as started:
         yield started
+
+
+def _cpu(process: psutil.Process) -> float:
+    """Seconds of CPU that a process has taken."""
+    if sys.platform == "linux":  # where each process has a clock that others may read: ticks of 10 ms are too coarse
+        try:
+            return time.clock_gettime((~process.pid << 3) | _PROCESS_CLOCK)
+        except OSError:
+            raise psutil.NoSuchProcess(process.pid) from None
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 def _status(pid: int, field: str) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pathlib
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def describe(redis_version: str) -> str:
@@ -21,6 +22,18 @@ def describe(redis_version: str) -> str:
 def median(values: Sequence[float]) -> float:
     """The middle one: a noisy neighbour spoils a mean."""
     return statistics.median(values)
+
+
+def names_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """A type for `argparse`: some of the known names, with commas between them."""
+
+    def parse_names(text: str) -> list[str]:
+        chosen = [name.strip() for name in text.split(",") if name.strip()]
+        if unknown := [name for name in chosen if name not in known]:
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known are {', '.join(known)}")
+        return chosen
+
+    return parse_names
 
 
 def _processor() -> str:

@@ -48,7 +48,7 @@ def systems_table(results: Results) -> str:
         value = results.figure(measurement, system, figure)
         return "" if value is None else format(value, form)
 
-    return _table(["system", *columns], [[_bold(name), *[cell(name, title) for title in columns]] for name in names])
+    return table(["system", *columns], [[_bold(name), *[cell(name, title) for title in columns]] for name in names])
 
 
 def recovery_table(results: Results) -> str:
@@ -58,7 +58,7 @@ def recovery_table(results: Results) -> str:
             lost = figures["missing"]
             outcome = f"{lost:.0f} missing" if lost else "all done"
             rows.append([_bold(system), settings, outcome, f"{figures['seconds']:.1f}"])
-    return _table(["`kill -9`", "settings", "of 1,000", "after s"], rows) if rows else ""
+    return table(["`kill -9`", "settings", "of 1,000", "after s"], rows) if rows else ""
 
 
 def backlog_table(results: Results) -> str:
@@ -66,13 +66,13 @@ def backlog_table(results: Results) -> str:
     sizes = sorted({int(name.partition("@")[2]) for name in figures})
     names = dict.fromkeys(name.partition("@")[0] for name in figures)
     rows = [[name.replace("_", " "), *[f"{figures[f'{name}@{size}']:,.1f}" for size in sizes]] for name in names]
-    return _table(["each, at a backlog of", *[f"{size:,}" for size in sizes]], rows) if rows else ""
+    return table(["each, at a backlog of", *[f"{size:,}" for size in sizes]], rows) if rows else ""
 
 
 def limits_table(results: Results) -> str:
     known = [(name, results.limit(name), how) for name, how in NAMES.items()]
     rows = [[name, f"{value:,.0f}", how] for name, value, how in known if value is not None]
-    return _table(["limit of this machine", "a second", "how"], rows) if rows else ""
+    return table(["limit of this machine", "a second", "how"], rows) if rows else ""
 
 
 def goals_table(goals: Sequence[Goal]) -> str:
@@ -86,7 +86,7 @@ def goals_table(goals: Sequence[Goal]) -> str:
         for goal in goals
         if goal.figure is not None
     ]
-    return _table(["goal", "bound", "figure", "held"], rows) if rows else ""
+    return table(["goal", "bound", "figure", "held"], rows) if rows else ""
 
 
 def settings_table(results: Results) -> str:
@@ -95,14 +95,14 @@ def settings_table(results: Results) -> str:
         versions = ", ".join(f"{package} {version}" for package, version in described["versions"].items())
         rows.append([name, versions, "; ".join(f"{key}: {text}" for key, text in described["settings"].items())])
     rows += [[name, "absent", why] for name, why in results.absent.items()]
-    return _table(["system", "versions", "settings"], rows) if rows else ""
+    return table(["system", "versions", "settings"], rows) if rows else ""
 
 
 def _bold(name: str) -> str:
     return f"**{name}**" if name == "ours" else name
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

@@ -61,15 +61,21 @@ def enqueue(system: System, effort: Effort, extra: Mapping[str, str], *, how: st
     """As fast as one producer can, nothing else running."""
     with step(system, extra) as at:
         at.ask("enqueue", how=how, count=50, seconds=5, kind=preferred(at))  # scripts are loaded, lists known
-        memory, before = at.server.memory(), at.server.load()
-        done = at.ask("enqueue", how=how, count=effort.jobs, seconds=effort.fill_seconds, kind=preferred(at))
-        load, memory = at.server.load().since(before), at.server.memory() - memory
-    count = done["count"]
+        memory = at.server.memory()
+        figures = enqueue_cost(at, how, preferred(at), effort.jobs, effort.fill_seconds)
+        return {**figures, "bytes": (at.server.memory() - memory) / figures["count"]}
+
+
+def enqueue_cost(at: Step, how: str, kind: str, count: int, seconds: float) -> Figures:
+    """What it costs to enqueue so many no-ops, or as many as there is time for."""
+    before = at.server.load()
+    done = at.ask("enqueue", how=how, count=count, seconds=seconds, kind=kind)
+    load = at.server.load().since(before)
     return {
-        "per_second": count / done["seconds"],
-        "client_us": done["cpu"] / count * 1e6,
-        "bytes": memory / count,
-        **redis_figures(load, count),
+        "per_second": done["count"] / done["seconds"],
+        "client_us": done["cpu"] / done["count"] * 1e6,
+        **redis_figures(load, done["count"]),
+        "count": done["count"],
     }
 
 

@@ -14,9 +14,9 @@ from benchmarks.driver import Server, Step, StepError
 from benchmarks.machine import describe
 from benchmarks.measurements import Effort, Measurement, info
 from benchmarks.measurements import limits as measure_limits
+from benchmarks.receiver import Receiver
 from benchmarks.results import Results
 from benchmarks.systems import VARIANTS, InstallError, System
-from benchmarks.telemetry_overhead import Receiver
 
 _console = Console(stderr=True)
 

@@ -122,3 +122,13 @@ def show_goals(goals: Sequence[Goal], console: Console | None = None) -> None:
         text = f"{goal.text} ({goal.against})" if goal.against else goal.text
         made.add_row(goal.number, text, bound, figure, "yes" if goal.held else "NO", style="" if goal.held else "red")
     (console or Console()).print(made)
+
+
+def plain(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of text whose first column says what, and the others how much."""
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for number, heading in enumerate(heads):
+        made.add_column(heading, justify="right" if number else "left")
+    for row in rows:
+        made.add_row(*row)
+    return made
