@@ -71,7 +71,8 @@ def die() -> None:
 
 def watch_redis(boundaries: Boundaries) -> None:
     """Make each call of the brokers pass its boundaries."""
-    send_async, send_sync, send_many = AsyncBroker._send, SyncBroker._send, AsyncBroker._send_many  # noqa: SLF001
+    send_async, send_sync, send_many = AsyncBroker._send, SyncBroker._attempt, AsyncBroker._send_many  # noqa: SLF001
+    begin_after = AsyncBroker.begin_after
 
     async def asynchronous(self: AsyncBroker, call: Call[Any]) -> Any:
         boundaries.pass_by(f"redis before {call.name}")
@@ -79,9 +80,9 @@ def watch_redis(boundaries: Boundaries) -> None:
         boundaries.pass_by(f"redis after {call.name}")
         return reply
 
-    def synchronous(self: SyncBroker, call: Call[Any]) -> Any:
+    def synchronous(self: SyncBroker, call: Call[Any], *rest: Any) -> Any:
         boundaries.pass_by(f"redis before {call.name}")
-        reply = send_sync(self, call)
+        reply = send_sync(self, call, *rest)
         boundaries.pass_by(f"redis after {call.name}")
         return reply
 
@@ -95,7 +96,17 @@ def watch_redis(boundaries: Boundaries) -> None:
                     die()
         return await send_many(self, calls)
 
-    AsyncBroker._send, SyncBroker._send, AsyncBroker._send_many = asynchronous, synchronous, many  # type: ignore[method-assign]  # noqa: SLF001
+    async def after(self: AsyncBroker, wait: Call[Any], call: Call[Any]) -> asyncio.Future[list[Any]]:
+        boundaries.pass_by(f"redis before {wait.name}")
+        if boundaries.reached(f"redis after {wait.name}"):
+            await send_async(self, wait)
+            die()
+        pending = await begin_after(self, wait, call)
+        pending.add_done_callback(lambda _: boundaries.pass_by(f"redis after {call.name} behind {wait.name}"))
+        return pending
+
+    AsyncBroker.begin_after = after  # type: ignore[method-assign]
+    AsyncBroker._send, SyncBroker._attempt, AsyncBroker._send_many = asynchronous, synchronous, many  # type: ignore[method-assign]  # noqa: SLF001
 
 
 def watch_steps(boundaries: Boundaries) -> None:

@@ -210,7 +210,7 @@ FIXED_NAMES: Final = tuple(_FIXED)
 
 BROKEN: Final = "broken:"
 _DEDUP: Final = re.compile(r"dedup:[0-9a-f]{64}")
-_EXPIRING: Final = {"worker:": "hash", "sent:": "string"}
+_EXPIRING: Final = {"worker:": "hash", "sent:": "string", "ring:": "zset"}
 
 
 def faults_of_key(facts: KeyFacts) -> Iterator[Fault]:

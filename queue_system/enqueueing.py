@@ -10,8 +10,11 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import lru_cache
+from itertools import chain
 from typing import Any, Final, TypeAlias, TypeVar
 
+from queue_system.broker.lanes import Lane
 from queue_system.broker.messages import (
     KIND_ASYNC,
     KIND_SYNC,
@@ -51,8 +54,12 @@ class _Default(str):
 DEFAULT_PRIORITY: Final[str] = _Default("normal")
 
 _OPERATION_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_OPTIONS = ("delay", "deduplication_key", "deduplication_window", "durability")  # of the call, not of the operation
+_OPTIONS: Final = ("delay", "deduplication_key", "deduplication_window", "durability")  # of the call, not the operation
+_WIRE_FIELDS: Final = ("v", "operation_id", "processor", "processor_module", "queue", "priority", "entity")
+_PLAIN: Final = frozenset((*_WIRE_FIELDS, *_OPTIONS))  # what every operation has, and most have nothing else
+_CACHED: Final = 1024  # most names that a process uses are the same few
 _SHOWN_IDS = 3  # in the text of an error
+_QUEUED: Final = Accepted.QUEUED
 _IS_ASYNC: Final = {KIND_ASYNC: True, KIND_SYNC: False}
 _OTHER_ANSWERS: Final = {
     Accepted.SCHEDULED: {"status": "scheduled"},
@@ -178,7 +185,19 @@ class OperationFactory:
         hooks = self.config.hooks
         with hooks.enqueue_context(_started(first, parts)):
             try:
-                results = yield from self._send_steps(first, parts, self._encode(first, parts, custom_serializer))
+                kind, durable = self._kind_of(first), first.get("durability") == "wait"
+                calls, lanes = self._calls(first, kind, self._encode(first, parts, custom_serializer))
+                if durable:
+                    calls.append(self._confirm())
+                results = _expected(first, kind, parts)  # before the reply: afterwards it would be in its way
+                try:
+                    replies = yield calls
+                finally:
+                    self.config.commands.lanes.give_back(lanes)
+                confirmed = replies.pop() if durable else 0
+                _tell_others(results, replies)
+                if durable:
+                    self._check_durable(first, results, confirmed)
             except QueueError as error:
                 if isinstance(error, BrokerUnavailableError):
                     error.operation_ids = tuple(operation_id for operation_id, _, _ in parts)
@@ -187,27 +206,22 @@ class OperationFactory:
         self._tell_enqueued(first, results)
         return results
 
-    def _send_steps(
-        self, first: Mapping[str, Any], parts: Sequence[Part], new: Sequence[NewOperation]
-    ) -> Steps[list[dict[str, Any]]]:
-        """The result of each, all of them confirmed by replicas if they are to be."""
-        commands, kind, durable = self.config.commands, self._kind_of(first), first.get("durability") == "wait"
-        calls: list[Call[Any]] = [
-            commands.enqueue(first["queue"], first["priority"], kind, new[start : start + MAX_ENQUEUE])
-            for start in range(0, len(new), MAX_ENQUEUE)
-        ]
-        lanes = [call.lane for call in calls if call.lane is not None]
-        if durable:
-            calls.append(commands.confirm(self.config.durability_replicas, self.config.durability_timeout))
-        try:
-            replies = yield calls
-        finally:
-            commands.lanes.give_back(lanes)
-        confirmed = replies.pop() if durable else 0
-        results = _results(first, [answer for reply in replies for answer in reply], parts, kind)
-        if durable:
-            self._check_durable(first, results, confirmed)
-        return results
+    def _calls(
+        self, first: Mapping[str, Any], kind: str, new: Sequence[NewOperation]
+    ) -> tuple[list[Call[Any]], list[Lane]]:
+        """What to ask of Redis, in one round trip, and the lanes that were taken for it."""
+        commands = self.config.commands
+        calls: list[Call[Any]] = []
+        lanes: list[Lane] = []
+        for start in range(0, len(new), MAX_ENQUEUE):
+            call = commands.enqueue(first["queue"], first["priority"], kind, new[start : start + MAX_ENQUEUE])
+            calls.append(call)
+            if call.lane is not None:
+                lanes.append(call.lane)
+        return calls, lanes
+
+    def _confirm(self) -> Call[int | QueueError]:
+        return self.config.commands.confirm(self.config.durability_replicas, self.config.durability_timeout)
 
     def _check_durable(
         self, first: Mapping[str, Any], results: Sequence[dict[str, Any]], confirmed: int | QueueError
@@ -250,13 +264,13 @@ class OperationFactory:
         registry = self.config.registry
         if isinstance(processor, str):
             return registry.find(*reference_of(processor))
+        known = registry.by_function(processor)
+        if known is not None:
+            return known
         if not callable(processor):
             raise InvalidOperationError(f"a processor is a function or 'module:name', not {type(processor).__name__}")
-        known = registry.by_function(processor)
-        if known is None:
-            reference = reference_of(processor)
-            known = registry.register(processor, name=reference.name, module=reference.module)
-        return known
+        reference = reference_of(processor)
+        return registry.register(processor, name=reference.name, module=reference.module)
 
     def _callback_reference(self, callback: FunctionOrName) -> tuple[str, str | None]:
         if not isinstance(callback, str):
@@ -274,15 +288,7 @@ class OperationFactory:
     def _encode(
         self, first: Mapping[str, Any], parts: Sequence[Part], custom_serializer: Callable[[Any], Any] | None
     ) -> list[NewOperation]:
-        headers: dict[str, str] = {}
-        self.config.hooks.inject(headers)
-        shared = dict(first)
-        for option in _OPTIONS:
-            shared.pop(option, None)
-        if headers:
-            shared["headers"] = headers
-        encode = Envelope(shared, max_bytes=self.config.max_operation_bytes).encode
-        serialize, seal = self._serialize_entity, self.config.signer.seal
+        encode, seal, serialize = self._envelope(first).encode, self.config.signer.seal, self._serialize_entity
         queue, delay, window = f"{first['priority']}:{first['queue']}", first["delay"], first["deduplication_window"]
         return [
             NewOperation(
@@ -294,6 +300,20 @@ class OperationFactory:
             )
             for operation_id, entity, key in parts
         ]
+
+    def _envelope(self, first: Mapping[str, Any]) -> Envelope:
+        """What all of them share on the wire."""
+        headers: dict[str, str] = {}
+        self.config.hooks.inject(headers)
+        max_bytes = self.config.max_operation_bytes
+        if first.keys() == _PLAIN and not headers:
+            return _plain_envelope(
+                first["v"], first["processor"], first["processor_module"], first["queue"], first["priority"], max_bytes
+            )
+        shared = {name: value for name, value in first.items() if name not in _OPTIONS}
+        if headers:
+            shared["headers"] = headers
+        return Envelope(shared, max_bytes=max_bytes)
 
     def _tell_enqueued(self, first: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> None:
         accepted = tuple([result["operation_id"] for result in results if result["status"] != "duplicate"])
@@ -313,28 +333,40 @@ def _started(first: Mapping[str, Any], parts: Sequence[Part]) -> EnqueueStarted:
     return EnqueueStarted(first["queue"], first["priority"], first["processor"], len(parts), own_id, first["delay"])
 
 
-def _results(
-    first: Mapping[str, Any], answers: Sequence[tuple[Accepted, str]], parts: Sequence[Part], kind: str
-) -> list[dict[str, Any]]:
-    """What `enqueue` returns for each operation."""
-    shared = {
-        "operation_id": "",
-        "status": "queued",
-        "queue": first["queue"],
-        "priority": first["priority"],
-        "processor": first["processor"],
-        "is_async": _IS_ASYNC.get(kind),
-    }
+@lru_cache(_CACHED)
+def _plain_envelope(
+    version: int, processor: str, module: str | None, queue: str, priority: str, max_bytes: int
+) -> Envelope:
+    values: tuple[Any, ...] = (version, "", processor, module, queue, priority, {})
+    return Envelope(dict(zip(_WIRE_FIELDS, values, strict=True)), max_bytes=max_bytes)
+
+
+def _expected(first: Mapping[str, Any], kind: str, parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """What `enqueue` returns for each operation, if all of them are queued."""
+    queue, priority, processor, is_async = first["queue"], first["priority"], first["processor"], _IS_ASYNC.get(kind)
     results = []
-    for (accepted, holder), part in zip(answers, parts, strict=True):
-        result = shared.copy()
-        result["operation_id"] = part[0]
-        if accepted is not Accepted.QUEUED:
-            result |= _OTHER_ANSWERS[accepted]
+    for operation_id, _, _ in parts:
+        results.append(
+            {
+                "operation_id": operation_id,
+                "status": "queued",
+                "queue": queue,
+                "priority": priority,
+                "processor": processor,
+                "is_async": is_async,
+            }
+        )
+    return results
+
+
+def _tell_others(results: Sequence[dict[str, Any]], replies: Sequence[Sequence[tuple[Accepted, str]]]) -> None:
+    """Say of those that are not queued what became of them."""
+    answers = replies[0] if len(replies) == 1 else list(chain.from_iterable(replies))
+    for result, (accepted, holder) in zip(results, answers, strict=True):
+        if accepted is not _QUEUED:
+            result.update(_OTHER_ANSWERS[accepted])
             if accepted is not Accepted.SCHEDULED:
                 result["duplicate_of"] = holder
-        results.append(result)
-    return results
 
 
 def _ids(results: Sequence[Mapping[str, Any]]) -> str:
@@ -352,6 +384,11 @@ def _check_id(operation_id: object) -> str:
 
 
 def _check_user_queue(queue: object) -> str:
+    return _checked_queue(queue) if isinstance(queue, str) else check_queue_name(queue)
+
+
+@lru_cache(_CACHED)
+def _checked_queue(queue: str) -> str:
     name = check_queue_name(queue)
     if name == CALLBACK_QUEUE:
         raise InvalidOperationError(f"the queue {CALLBACK_QUEUE!r} is for callbacks only: choose another name")

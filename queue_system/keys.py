@@ -64,6 +64,7 @@ class Keys:
         "reaper",
         "registry",
         "registry_version",
+        "ring_prefix",
         "sent_prefix",
         "system_errors",
         "wake",
@@ -81,6 +82,7 @@ class Keys:
         self.dedup_prefix = f"{prefix}dedup:"
         self.heartbeat_prefix = f"{prefix}worker:"
         self.sent_prefix = f"{prefix}sent:"
+        self.ring_prefix = f"{prefix}ring:"
         self.leases = f"{prefix}leases"
         self.delayed = f"{prefix}delayed"
         self.failures = f"{prefix}failures"
@@ -105,6 +107,10 @@ class Keys:
     def dedup(self, deduplication_key: str) -> str:
         """The string that names the holder of a deduplication key."""
         return f"{self.dedup_prefix}{dedup_digest(deduplication_key)}"
+
+    def ring(self, worker_id: str) -> str:
+        """The marker that ends one worker's blocking read."""
+        return f"{self.ring_prefix}{worker_id}"
 
     def split_ready(self, key: str) -> tuple[str, str]:
         """``queue:high:mail`` -> ``("mail", "high")``."""

@@ -156,7 +156,10 @@ def encode_entity(
     if not isinstance(entity, dict):
         raise InvalidOperationError(f"an entity is a dict, not {type(entity).__name__}: wrap it, e.g. {{'value': ...}}")
     try:
-        encoded = _encode_value(entity, default, sort_keys=sort_keys)
+        if default is None and not sort_keys:
+            encoded = _entity_encoder.encode(entity)
+        else:
+            encoded = _encode_value(entity, default, sort_keys=sort_keys)
     except RecursionError as error:
         raise EntityTooLargeError("the entity is nested too deep, or contains itself") from error
     except Exception as error:  # whatever the caller's `default` raises is told as a serialisation error

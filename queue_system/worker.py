@@ -107,6 +107,9 @@ class QueueWorker:
         max_memory: and when the process takes so many bytes of memory; None for no limit. Both limits are drawn, for
             each worker, from their last 5 %, so that a fleet does not end at once.
 
+    An async processor is awaited in one of the worker's tasks, which run one operation after the other. What it sets in
+    its context (`contextvars`) is its own; what a library keeps for `asyncio.current_task()` is not.
+
     A worker that stops by itself is known by `wait_stopped`. What it gives back burns no attempt, except that an
     operation whose thread is abandoned has timed out.
 

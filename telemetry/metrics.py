@@ -65,7 +65,7 @@ TIMED_OUTCOMES: Final = ("success", "error", "timeout", "cancelled")
 
 RETRY_REASONS: Final = (ERROR, TIMEOUT, CANCELLED, POOL_EXHAUSTED)
 FAILURE_REASONS: Final = (*RETRY_REASONS, TOTAL_TIMEOUT, CRASHED, UNKNOWN_PROCESSOR)
-REQUEUE_REASONS: Final = ("shutdown", UNKNOWN_PROCESSOR, "newer_schema")
+REQUEUE_REASONS: Final = ("shutdown", UNKNOWN_PROCESSOR, "newer_schema", "claimed_late")
 BREAKER_STATES: Final = ("closed", "open", "half_open")
 
 # Of what the metrics say about the worker itself: all values that there can be, to make them at 0.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import redis.asyncio as aioredis
 from redis.exceptions import NoPermissionError, NoScriptError
 
-from queue_system.broker.exchange import Exchange, exchange_of
+from queue_system.broker.exchange import DirectExchange, Exchange, exchange_of
 from queue_system.broker.messages import Call
 from queue_system.broker.resend import Resend, command_of, read, refusal, unsettled, worth_retrying
 from queue_system.broker.scripts import Script, load_scripts
@@ -35,6 +36,45 @@ class AsyncBroker:
     async def run(self, call: Call[T]) -> T:
         """Send one call, parse its reply; an idempotent call is tried again when the connection fails."""
         return call.parse(await self._attempt(call, Resend(self._address)))
+
+    async def begin_after(self, wait: Call[Any], call: Call[Any]) -> asyncio.Future[list[Any]]:
+        """Send a blocking read and, behind it, a call that Redis carries out when that one has ended, whatever came.
+
+        Returns:
+            A future for `read_after`. It must be awaited to its end, since the call will be carried out: shield it.
+
+        Raises:
+            BrokerUnavailableError: nothing was sent.
+        """
+        if not isinstance(self._exchange, DirectExchange):  # whether others block one connection only is not known
+            return asyncio.ensure_future(self._one_after_the_other(wait, call))
+        try:
+            return await self._exchange.begin([command_of(one, self._scripts) for one in (wait, call)])
+        except CLIENT_ERRORS as error:
+            raise translate(error, self._address) from error
+
+    def read_after(self, call: Call[Any], pending: asyncio.Future[list[Any]]) -> tuple[QueueError | None, Any]:
+        """What hindered the blocking read, if anything, and the call's result, once `pending` is done.
+
+        The latter is None when the server does not know its script: nothing ran.
+
+        Raises:
+            BrokerUnavailableError: the round trip failed; the call may have been carried out.
+            BrokerReplyError: Redis refused the call.
+        """
+        try:
+            woken, reply = pending.result()
+        except CLIENT_ERRORS as error:
+            raise translate(error, self._address) from error
+        hindered = translate(woken, self._address) if isinstance(woken, Exception) else None
+        if isinstance(reply, NoScriptError):
+            return hindered, None
+        if isinstance(reply, Exception):
+            raise translate(reply, self._address)
+        return hindered, call.parse(reply)
+
+    async def _one_after_the_other(self, wait: Call[Any], call: Call[Any]) -> list[Any]:
+        return [(await self._exchange([command_of(one, self._scripts)]))[0] for one in (wait, call)]
 
     async def run_many(self, calls: Sequence[Call[Any]]) -> list[Any | QueueError]:
         """Send calls in one round trip. Each result stands alone: the parsed reply, or the error of that call.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from queue_system.broker import replies
 from queue_system.broker.lanes import LEAST_MEMORY, LanePool
@@ -39,6 +40,11 @@ from queue_system.broker.messages import (
 from queue_system.broker.replies import to_id
 from queue_system.errors import QueueError
 from queue_system.keys import Keys, dedup_digest
+
+_QUEUED: Final = Accepted.QUEUED
+
+
+_RING_STAYS = 5.0  # seconds; longer than a blocking read
 
 
 class Commands:
@@ -82,14 +88,7 @@ class Commands:
                 0 if key is None else _ms(window),
                 new.body,
             )
-
-        def parse(reply: Any) -> list[tuple[Accepted, str]]:
-            return [
-                (Accepted.QUEUED, own) if code == b"q" else replies.accepted(code, own)
-                for code, own in zip(reply, ids, strict=True)
-            ]
-
-        return Call("enqueue", (*self._enqueue_keys, lane.key), args, parse, lane=lane)
+        return Call("enqueue", (*self._enqueue_keys, lane.key), args, partial(_became, ids), lane=lane)
 
     def confirm(self, replicas: int, timeout: float) -> Call[int | QueueError]:
         """Wait until so many replicas have what was sent before on this connection, so it must be one of many.
@@ -435,27 +434,35 @@ class Commands:
         """Set a field of the metrics hash."""
         return Call("HSET", (), [self.keys.metrics, name, value], lambda _: None, plain=True)
 
-    def wait(self, *, for_sync: bool, for_async: bool, timeout: float) -> Call[str | None]:
+    def wait(self, *, for_sync: bool, for_async: bool, timeout: float, worker: str = "") -> Call[str | None]:
         """Block until there may be work for a free slot, at most `timeout` seconds; needs a connection of its own.
 
-        The reply is the side that the marker was for, ``async`` or ``sync``, or None when the time was over.
+        The reply is the side that the marker was for, ``async`` or ``sync``, or None when the time was over or (see
+        `ring`) the `worker` was rung.
         """
-        sides = ((self.keys.wake, for_async), (self.keys.wake_sync, for_sync))
-        markers = [key for key, wanted in sides if wanted]
-        sync_key = self.keys.wake_sync
+        sides = {self.keys.wake: ("async", for_async), self.keys.wake_sync: ("sync", for_sync)}
+        markers = [key for key, (_, wanted) in sides.items() if wanted]
+        own = [self.keys.ring(worker)] if worker else []
 
         def side(reply: Any) -> str | None:
-            if reply is None:
-                return None
-            return "sync" if replies.text(reply[0]) == sync_key else "async"
+            return None if reply is None else sides.get(replies.text(reply[0]), (None, False))[0]
 
         # Redis 6.2 rounds 0.001 down to 0, which means forever.
-        args = [*markers, f"{max(timeout, 0.002):.3f}"]
+        args = [*markers, *own, f"{max(timeout, 0.002):.3f}"]
         return Call("BZPOPMIN", (), args, side, idempotent=False, plain=True)
 
-    def wake(self, *, sync: bool) -> Call[None]:
-        """Put a marker back that this worker took but cannot use."""
-        return Call("ZADD", (), [self.keys.wake_sync if sync else self.keys.wake, 0, "0"], lambda _: None, plain=True)
+    def ring(self, worker: str) -> Call[bool]:
+        """End a worker's blocking read."""
+        return Call("ring", (self.keys.ring(worker),), [self.keys.prefix, _ms(_RING_STAYS)], bool)
+
+
+def _became(ids: Sequence[str], reply: Any) -> list[tuple[Accepted, str]]:
+    """What became of each new operation."""
+    if len(ids) == 1 and len(reply) == 1 and reply[0] == b"q":  # most often
+        return [(_QUEUED, ids[0])]
+    return [
+        (_QUEUED, own) if code == b"q" else replies.accepted(code, own) for code, own in zip(reply, ids, strict=True)
+    ]
 
 
 def _callback_args(callback: Callback | None) -> tuple[Any, ...]:

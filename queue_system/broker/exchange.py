@@ -65,15 +65,20 @@ class DirectExchange:
 
     async def __call__(self, commands: Sequence[Command]) -> list[Any]:
         """See `Exchange`."""
+        return await (await self.begin(commands))
+
+    async def begin(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
+        """Send commands; the future of their replies goes on when whoever awaits it, shielded, is cancelled."""
         packed = b"".join([hiredis.pack_command(command) for command in commands])
         wire = await self._wire()
-        try:
-            replies = await wire.exchange(packed, len(commands), self._timeout)
-        except BaseException:  # its next reply would be that of another command
-            await self._give_up(wire)
-            raise
+        pending = wire.send(packed, len(commands), self._timeout)
+        pending.add_done_callback(functools.partial(self._ended, wire))
+        return pending
+
+    def _ended(self, wire: Wire, pending: asyncio.Future[list[Any]]) -> None:
+        if pending.cancelled() or pending.exception() is not None:
+            wire.abort()
         self._idle.append(wire)
-        return replies
 
     async def _wire(self) -> Wire:
         """A connection that is nobody's else now."""
@@ -81,14 +86,10 @@ class DirectExchange:
             wire = self._idle.pop()
             if not wire.closed:
                 return wire
-            await self._give_up(wire)
+            await wire.connection.disconnect(nowait=True)  # redis-py connects it anew when it is needed
+            await self._pool.release(wire.connection)
         try:
             async with asyncio.timeout(self._timeout):
                 return Wire(await self._get())
         except TimeoutError:
             raise rex.TimeoutError("Timeout connecting to server") from None
-
-    async def _give_up(self, wire: Wire) -> None:
-        """Close a connection; redis-py connects it anew when it is needed."""
-        await wire.connection.disconnect(nowait=True)
-        await self._pool.release(wire.connection)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import msgspec
 from redis.exceptions import NoScriptError
 
 from queue_system.broker.messages import Call
@@ -15,18 +16,15 @@ from queue_system.errors import BrokerUnavailableError, QueueError
 T = TypeVar("T")
 
 
-class Resend:
-    """The state of one sending: whether an earlier try may have been carried out."""
+class Resend(msgspec.Struct):
+    """The state of one sending to an address: whether an earlier try may have been carried out."""
 
-    __slots__ = ("_address", "ambiguous")
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-        self.ambiguous = False
+    address: str
+    ambiguous: bool = False
 
     def failed(self, error: Exception) -> QueueError:
         """The package's error for a client's. It is ambiguous when this or an earlier try was."""
-        translated = translate(error, self._address)
+        translated = translate(error, self.address)
         if isinstance(translated, BrokerUnavailableError):
             self.ambiguous = translated.ambiguous = translated.ambiguous or self.ambiguous
         return translated

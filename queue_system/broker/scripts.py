@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Final
+
+_FUNCTION: Final = re.compile(r"^(local function (\w+)\(.*?^end\n)", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +23,26 @@ class Script:
 
 @cache
 def load_scripts() -> dict[str, Script]:
-    """All scripts by name; each has the shared functions in front of it."""
+    """All scripts by name; each has those shared functions in front of it that it needs."""
     folder = resources.files("queue_system.broker") / "lua"
     common = (folder / "common.lua").read_text("utf-8")
     scripts: dict[str, Script] = {}
     for entry in folder.iterdir():
         name = entry.name.removesuffix(".lua")
         if name not in {entry.name, "common"}:
-            scripts[name] = make_script(name, f"{common}\n{entry.read_text('utf-8')}")
+            scripts[name] = make_script(name, with_functions(common, entry.read_text("utf-8")))
     return scripts
+
+
+def with_functions(common: str, source: str) -> str:
+    """A source with those functions of `common` in front of it that it calls, and those that they call.
+
+    Each function in front of a script is made anew whenever it runs, which takes 0.2 us.
+    """
+    for text, name in reversed(_FUNCTION.findall(common)):  # a function calls only those above it
+        if re.search(rf"\b{name}\(", source):
+            source = f"{text}\n{source}"
+    return source
 
 
 def make_script(name: str, source: str) -> Script:

@@ -45,7 +45,7 @@ class SyncBroker:
         All of them are tried again when the connection fails, if all are idempotent.
         """
         if len(calls) == 1:
-            return [self.run(calls[0])]
+            return [calls[0].parse(self._attempt(calls[0], Resend(self._address)))]
         replies = self._attempt_many(calls, Resend(self._address))
         return [read(call, reply, self._address) for call, reply in zip(calls, replies, strict=True)]
 
@@ -67,9 +67,9 @@ class SyncBroker:
     @retry_with_backoff(attempts=lambda self, call, _: self._tries if call.idempotent else 1, retry_if=worth_retrying)
     def _attempt(self, call: Call[Any], resend: Resend) -> Any:
         try:
-            (reply,) = self._exchange([command_of(call, self._scripts)])
+            reply = self._exchange((command_of(call, self._scripts),))[0]
             if isinstance(reply, NoScriptError):  # a new server, or SCRIPT FLUSH: nothing ran
-                (reply,) = self._exchange([command_of(call, self._scripts, by_source=True)])
+                reply = self._exchange((command_of(call, self._scripts, by_source=True),))[0]
             if isinstance(reply, Exception):
                 raise reply
         except CLIENT_ERRORS as error:

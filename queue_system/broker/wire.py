@@ -32,33 +32,32 @@ class Wire(asyncio.Protocol):
             replyError=connection._parser.parse_error,  # noqa: SLF001  the class of an error is redis-py's affair
             notEnoughData=_INCOMPLETE,
         )
-        self._waiter: asyncio.Future[None] | None = None
+        self._pending: asyncio.Future[list[Any]] | None = None
         self._missing = 0
         self._replies: list[Any] = []
+        self._timer: asyncio.TimerHandle | None = None
         self._transport: Any = connection._writer.transport  # noqa: SLF001  redis-py gives it to nobody
         self._former: asyncio.BaseProtocol = self._transport.get_protocol()
         self._transport.set_protocol(self)
 
-    async def exchange(self, packed: bytes, count: int, timeout: float | None) -> list[Any]:
-        """Send commands and wait for so many replies. An error of a command is its reply.
+    def send(self, packed: bytes, count: int, timeout: float | None) -> asyncio.Future[list[Any]]:
+        """Send commands.
 
-        Raises:
-            redis.TimeoutError: they were not all there after `timeout` seconds.
-            redis.ConnectionError: the connection is closed.
+        Returns:
+            A future of so many replies, and no task, so that only who has it can cancel it. An error of a command is
+            its reply. It raises `redis.TimeoutError` when they are not all there after `timeout` seconds, and
+            `redis.ConnectionError` when the connection is closed.
         """
-        if self.closed:
-            raise rex.ConnectionError("Connection closed by server.")
-        self._waiter = waiter = self._loop.create_future()
+        self._pending = pending = self._loop.create_future()
         self._missing, self._replies = count, []
-        timer = None if timeout is None else self._loop.call_later(timeout, self._fail, _late())
-        try:
-            self._transport.write(packed)
-            await waiter
-        finally:
-            self._waiter = None
-            if timer is not None:
-                timer.cancel()
-        return self._replies
+        self._timer = None if timeout is None else self._loop.call_later(timeout, self._fail, _late())
+        self._transport.write(packed)
+        return pending
+
+    def abort(self) -> None:
+        """Close at once: the next reply would be that of another command."""
+        self.closed = True
+        self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -82,12 +81,21 @@ class Wire(asyncio.Protocol):
             return
         self._replies.append(reply)
         self._missing -= 1
-        if self._missing == 0 and self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        pending = self._ended() if self._missing == 0 else None
+        if pending is not None:
+            pending.set_result(self._replies)
 
     def _fail(self, error: Exception) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(error)
+        pending = self._ended()
+        if pending is not None:
+            pending.set_exception(error)
+
+    def _ended(self) -> asyncio.Future[list[Any]] | None:
+        """What waits for the replies, unless it was cancelled or has ended already."""
+        if self._timer is not None:
+            self._timer.cancel()
+        pending, self._pending, self._timer = self._pending, None, None
+        return None if pending is None or pending.done() else pending
 
 
 def _late() -> rex.TimeoutError:

@@ -49,6 +49,7 @@ CALLBACK_THREADS: Final = 4
 
 SHUTDOWN: Final = "shutdown"
 LEASE_LOST: Final = "lease_lost"
+CLAIMED_LATE: Final = "claimed_late"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,7 @@ class Engine:
             free_slots=self.intake.free,
             may_hold_back=lambda: self.intake.waiting > 0 and not self._is_worth_a_turn(),
             on_claimed=self._claimed,
+            on_late=self._give_back_late,
             isolation=isolation,
             hooks=hooks,
             breaker=breaker,
@@ -240,14 +242,13 @@ class Engine:
         return judge(self._signs(state))
 
     def _signs(self, state: str) -> Signs:
-        turning_since = self.fetcher.turning_since
         pool = self.pool.stats()
         return Signs(
             state=state,
             # The last part of a stop is without these loops, and healthy.
             loop_blocked_for=0.0 if self.ending else self.leases.stalled_for,
             loops_down=() if self.ending else tuple(loop.name for loop in self._service_loops if not loop.alive),
-            turning_for=None if turning_since is None else time.monotonic() - turning_since,
+            turning_for=self.fetcher.turning_for,
             without_contact_for=time.time() - self.leases.last_contact,
             breaker=self._breaker.state,
             threads=pool.size,
@@ -361,6 +362,10 @@ class Engine:
         claims = [Claim(delivery, kind == KIND_SYNC, kind) for delivery, kind in deliveries]
         self.leases.add([claim.key for claim in claims])
         self.intake.put(claims)
+
+    def _give_back_late(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self.attempts.release(Claim(delivery, sync=False), CLAIMED_LATE)
 
     def _quarantine(self, delivery: Delivery) -> None:
         claim = Claim(delivery, sync=False)

@@ -1,7 +1,9 @@
 """The claim loop: one round trip writes what has ended and claims what comes next.
 
 It claims no more than there are free slots for, so priorities stay strict and nothing waits in a worker that another
-one could run. While there is nothing to claim, a second task blocks on the wake-up markers, on a connection of its own.
+one could run. While there is nothing to claim, a second task blocks on the wake-up markers, on a connection of its own,
+with a claim of one operation behind the blocking read: Redis carries it out as soon as a marker has come, which saves a
+round trip. It is one and not more because a worker that hangs by then would keep it until its lease runs out.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ from queue_system.utils import CircuitBreaker
 
 MAX_BLOCK: Final = 2.0
 """Seconds that a blocking read lasts at most: a marker can die with a connection, so every worker looks by itself."""
+
+RING_INTERVAL: Final = 1.0
+"""Seconds between two tries to end a blocking read."""
 
 FUTILE_PAUSE: Final = 0.05
 """Seconds without claiming after a claim that found work which this worker may not take."""
@@ -58,6 +63,7 @@ class Fetcher:
         free_slots: asked before each claim.
         may_hold_back: whether a round trip would bring more if it waited; `notify` is called when that has changed.
         on_claimed: given the deliveries, each with the kind of its queue.
+        on_late: given those that came when half of their lease was over, so that others may run them by now.
         isolation: told of suspects.
         hooks: told of round trips and errors.
         breaker: opens while Redis is away.
@@ -77,6 +83,7 @@ class Fetcher:
         free_slots: Callable[[], Slots],
         may_hold_back: Callable[[], bool] = lambda: False,
         on_claimed: Callable[[Sequence[tuple[Delivery, str]]], None],
+        on_late: Callable[[Sequence[Delivery]], None],
         isolation: Isolation,
         hooks: Hooks,
         breaker: CircuitBreaker,
@@ -92,6 +99,7 @@ class Fetcher:
         self._free_slots = free_slots
         self._holds_back = may_hold_back
         self._on_claimed = on_claimed
+        self._on_late = on_late
         self._isolation = isolation
         self._hooks = hooks
         self._breaker = breaker
@@ -109,9 +117,11 @@ class Fetcher:
         self._event = asyncio.Event()
         self._may_wait = asyncio.Event()
         self._turning = asyncio.Lock()
-        self._asked_at = 0.0
+        self._kept: Slots | None = None  # those of the claim behind the blocking read that is on its way
+        self._back = asyncio.Event()
         self._offset: float | None = None  # what the clock of Redis is ahead of `time.monotonic`
-        self.turning_since: float | None = None
+        self._turning_since: float | None = None
+        self._blocking_until: float | None = None
 
     @property
     def accepting(self) -> bool:
@@ -121,7 +131,13 @@ class Fetcher:
     @property
     def is_free(self) -> bool:
         """Whether no round trip is on its way."""
-        return self.turning_since is None
+        return self._turning_since is None
+
+    @property
+    def turning_for(self) -> float | None:
+        """Seconds since the round trip began that is on its way, or since the blocking read should have been back."""
+        began = self._turning_since if self._turning_since is not None else self._blocking_until
+        return None if began is None else max(0.0, time.monotonic() - began)
 
     def notify(self) -> None:
         """An outcome was put, or a slot became free."""
@@ -129,11 +145,15 @@ class Fetcher:
             self._event.set()
 
     async def stop_claiming(self) -> None:
-        """From now on outcomes are written and nothing is claimed. Waits for a claim that is on its way."""
+        """From now on outcomes are written and nothing is claimed. Waits for the claims that are on their way."""
         self._accepting = False
         self._may_wait.clear()
         async with self._turning:
-            return
+            pass
+        if self._kept is not None:
+            back = asyncio.ensure_future(self._back.wait())
+            await self._end_blocking_read(back)
+            back.cancel()
 
     def server_time(self) -> float:
         """The clock of Redis, in seconds, as far as it is known here. It does not go back unless that one has."""
@@ -148,7 +168,7 @@ class Fetcher:
             self._event.clear()
             if self._holds_back():
                 continue
-            self.turning_since = time.monotonic()
+            self._turning_since = time.monotonic()
             try:
                 await self.turn()
             except BrokerUnavailableError:
@@ -158,38 +178,33 @@ class Fetcher:
             else:
                 backoff = 0.1
             finally:
-                self.turning_since = None
+                self._turning_since = None
 
     async def wait_for_work(self) -> None:
-        """Block on the wake-up markers whenever there is nothing to claim; until cancelled."""
+        """Block on the wake-up markers whenever there is nothing to claim, and claim then; until cancelled."""
         while True:
             await self._may_wait.wait()
-            slots = self._free_slots()
-            if not slots or self._wants(slots):
-                self._may_wait.clear()
-                continue
-            wait = self._commands.wait(for_async=slots.for_async > 0, for_sync=slots.for_sync > 0, timeout=MAX_BLOCK)
-            try:
-                marker = await self._waiter.run(wait)
-            except BrokerUnavailableError:
-                await asyncio.sleep(FUTILE_PAUSE)
-                marker = None
-            await self._woken(marker)
+            self._may_wait.clear()
+            slots = self._free()
+            if self._accepting and slots and not self._wants(slots):
+                # No suspect: by then the worker may hold others. Where one waits, the claim says so.
+                await self._wait_and_claim(Slots(min(1, slots.for_async), min(1, slots.for_sync)))
 
     async def turn(self) -> None:
         """One round trip: write outcomes, claim what there is a slot for."""
         async with self._turning:
             batch = self._outbox.take()
-            claim = self._claim(piggyback=bool(batch))
+            question = self._ask(piggyback=bool(batch), delayed=any(one.is_delayed for one in batch))
             parts = self._outbox.calls(batch)
-            calls = [call for call, _ in parts] + ([claim] if claim is not None else [])
+            calls = [call for call, _ in parts] + ([question] if question is not None else [])
             if not calls:
                 return
+            asked_at = time.monotonic()
             replies = await self._send(calls, batch)
             for (_, part), reply in zip(parts, replies, strict=False):
                 self._outbox.settle(part, reply)
-            if claim is not None:
-                self._claimed(replies[-1])
+            if question is not None and question.name == "claim":
+                self._claimed(replies[-1], asked_at)
             failed = next((reply for reply in replies if isinstance(reply, BrokerUnavailableError)), None)
             if failed is not None:
                 self._failed(failed)
@@ -208,15 +223,78 @@ class Fetcher:
             except BrokerUnavailableError:
                 await asyncio.sleep(0.1)
 
-    def _claim(self, *, piggyback: bool) -> Call[Claimed] | None:
+    async def _wait_and_claim(self, slots: Slots) -> None:
+        wait = self._commands.wait(
+            for_async=slots.for_async > 0, for_sync=slots.for_sync > 0, timeout=MAX_BLOCK, worker=self._worker_id
+        )
+        claim, asked_at = self._claim_for(slots), time.monotonic()
+        self._kept, self._blocking_until = slots, asked_at + MAX_BLOCK
+        self._back.clear()
+        try:
+            pending = await self._waiter.begin_after(wait, claim)
+            try:
+                await asyncio.wait([pending])
+            finally:  # cancelled, too: it would claim at any time, and nobody would be there to take what it got
+                await self._end_blocking_read(pending)
+                if pending.done():
+                    hindered, reply = self._waiter.read_after(claim, pending)
+                    self._woken(reply, asked_at)
+            if hindered is not None:
+                raise hindered
+        except BrokerUnavailableError:
+            self._kept = None
+            await asyncio.sleep(FUTILE_PAUSE)
+            self._look_again()
+        finally:
+            self._kept = self._blocking_until = None
+            self._back.set()
+
+    def _woken(self, reply: Claimed | None, asked_at: float) -> None:
+        self._kept = None
+        if reply is None:
+            self._look_again()
+        else:
+            self._claimed(reply, asked_at)
+
+    async def _end_blocking_read(self, pending: asyncio.Future[Any]) -> None:
+        """Ring, and wait until it is back."""
+        while not pending.done():
+            try:
+                await self._broker.run(self._commands.ring(self._worker_id))
+            except BrokerUnavailableError:
+                return  # nothing can be claimed now either
+            await asyncio.wait([pending], timeout=RING_INTERVAL)
+
+    def _free(self) -> Slots:
+        """The slots that may be claimed for now, without those that are kept."""
+        slots, kept = self._free_slots(), self._kept
+        if kept is None:
+            return slots
+        return Slots(max(0, slots.for_async - kept.for_async), max(0, slots.for_sync - kept.for_sync), slots.suspect)
+
+    def _ask(self, *, piggyback: bool, delayed: bool) -> Call[Any] | None:
+        """What to ask of Redis in this turn: a claim, or to end the blocking read. That is done when all slots are kept
+        for it, as its claim says when the next operation is due, and when it listens for too little.
+        """  # noqa: D205
         if not self._accepting:
             return None
-        slots = self._free_slots()
-        if not slots or not (piggyback or self._wants(slots)):
-            self._may_wait.set()
-            return None
-        # A marker that comes while the claim is on its way sets them again: the reply must not wipe that out.
-        self._maybe_async = self._maybe_sync = False
+        slots = self._free()
+        if slots and (piggyback or self._wants(slots)):
+            # A marker that comes while the claim is on its way sets them again: the reply must not wipe that out.
+            self._maybe_async = self._maybe_sync = False
+            return self._claim_for(slots)
+        if self._kept is not None and (delayed or self._is_deaf(slots) or self._wants(self._kept)):
+            self._maybe_async = self._maybe_sync = False
+            return self._commands.ring(self._worker_id)
+        self._may_wait.set()
+        return None
+
+    def _is_deaf(self, slots: Slots) -> bool:
+        """Whether the blocking read began when there was no slot of a kind for which there is one now."""
+        kept = self._kept or slots
+        return (slots.for_async > 0 and not kept.for_async) or (slots.for_sync > 0 and not kept.for_sync)
+
+    def _claim_for(self, slots: Slots) -> Call[Claimed]:
         return self._commands.claim(
             self._in_turn(),
             async_slots=slots.for_async,
@@ -243,7 +321,7 @@ class Fetcher:
         return ordered
 
     async def _send(self, calls: Sequence[Call[Any]], batch: Sequence[Settlement]) -> list[Any | QueueError]:
-        self._asked_at = began = time.monotonic()
+        began = time.monotonic()
         try:
             replies = await self._broker.run_many(calls)
         except BrokerUnavailableError as error:
@@ -262,13 +340,13 @@ class Fetcher:
         self._breaker.record_failure()
         self._hooks.on_event(BrokerError("turn", error.kind))
 
-    def _claimed(self, reply: Claimed | QueueError) -> None:
+    def _claimed(self, reply: Claimed | QueueError, asked_at: float) -> None:
         if isinstance(reply, QueueError):
             self._maybe_async = self._maybe_sync = True  # nothing is known of what there is
             if isinstance(reply, BrokerUnavailableError):
                 return
             raise reply
-        self._set_clock(reply.now)
+        self._set_clock(reply.now, asked_at)
         self._expect(reply.next_due)
         self._take(reply)
         if reply.registry is not None:
@@ -277,18 +355,20 @@ class Fetcher:
         woken = self._maybe_async or self._maybe_sync
         self._maybe_async |= reply.more_async
         self._maybe_sync |= reply.more_sync
-        slots = self._free_slots()
+        slots = self._free()
         if self._wants(slots):
-            if reply.deliveries or woken:
+            if reply.deliveries or woken or (reply.suspect_waits and slots.suspect):
                 self._event.set()
             else:
                 self._pause()
+        elif self._is_deaf(slots):
+            self._event.set()
         else:
             self._may_wait.set()
 
-    def _set_clock(self, now: float) -> None:
-        """`now`, cut to milliseconds, was the time of Redis between the request and this moment. What fits stays."""
-        least, most = now - time.monotonic(), now + 0.001 - self._asked_at
+    def _set_clock(self, now: float, asked_at: float) -> None:
+        """`now`, cut to milliseconds, was the time of Redis between `asked_at` and this moment. What fits stays."""
+        least, most = now - time.monotonic(), now + 0.001 - asked_at
         self._offset = least if self._offset is None else min(max(self._offset, least), most)
 
     def _learn(self, reply: Claimed) -> None:
@@ -305,6 +385,10 @@ class Fetcher:
     def _take(self, reply: Claimed) -> None:
         self._isolation.met(one_waits=reply.suspect_waits)
         if not reply.deliveries:
+            return
+        # This process was stopped, or its event loop blocked, while the reply was there.
+        if self.server_time() - reply.now > self._lease / 2:
+            self._on_late(reply.deliveries)
             return
         if reply.alone_for:
             self._isolation.took(reply.deliveries[0].token, reply.alone_for)
@@ -329,25 +413,3 @@ class Fetcher:
     def _look_again(self) -> None:
         self._maybe_async = self._maybe_sync = True
         self._event.set()
-
-    async def _woken(self, marker: str | None) -> None:
-        self._may_wait.clear()
-        slots = self._free_slots()
-        taken_in_vain = marker is not None and not (slots.for_sync if marker == "sync" else slots.for_async)
-        if taken_in_vain and self._accepting:
-            await self._give_back(sync=marker == "sync")
-            self._may_wait.set()
-            return
-        if not self._accepting:
-            if marker is not None:
-                await self._give_back(sync=marker == "sync")
-            return
-        self._maybe_async = self._maybe_sync = True
-        self._event.set()
-
-    async def _give_back(self, *, sync: bool) -> None:
-        """The marker was for a worker that has a free slot: this one has lost its own in the meantime."""
-        try:
-            await self._broker.run(self._commands.wake(sync=sync))
-        except BrokerUnavailableError as error:
-            self._failed(error)

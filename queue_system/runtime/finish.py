@@ -59,6 +59,11 @@ class Settlement(msgspec.Struct):
         return self.key[0]
 
     @property
+    def is_delayed(self) -> bool:
+        """Whether the operation comes back after a time."""
+        return isinstance(self.outcome, Retry | Requeue) and self.outcome.delay > 0
+
+    @property
     def token(self) -> int:
         """The fencing token of its claim."""
         return self.key[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from queue_system.broker.messages import MAX_ENQUEUE, Accepted, NewOperation
@@ -148,10 +150,13 @@ def test_waiting_is_for_the_wanted_side_only_and_bounded(rig):
     assert rig.run(rig.commands.wait(for_sync=True, for_async=True, timeout=0.0)) is None
 
 
-@pytest.mark.parametrize("side", ["async", "sync"])
-def test_a_marker_can_be_put_back(rig, side):
-    rig.run(rig.commands.wake(sync=side == "sync"))
-    rig.run(rig.commands.wake(sync=side == "sync"))
-    assert rig.marked() == {side}
-    assert rig.run(rig.commands.wait(for_sync=True, for_async=True, timeout=5.0)) == side
-    assert rig.marked() == set()
+def test_one_worker_can_be_rung(rig):
+    rig.run(rig.commands.ring("me"))
+    rig.run(rig.commands.ring("me"))
+    assert 0 < rig.redis.pttl(rig.keys.ring("me")) <= 5_000
+    assert rig.run(rig.commands.wait(for_sync=True, for_async=True, timeout=0.01, worker="you")) is None
+    assert rig.redis.exists(rig.keys.ring("me"))
+    began = time.monotonic()
+    assert rig.run(rig.commands.wait(for_sync=True, for_async=True, timeout=30.0, worker="me")) is None
+    assert time.monotonic() - began < 20
+    assert not rig.redis.exists(rig.keys.ring("me"))

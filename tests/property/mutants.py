@@ -19,11 +19,16 @@ class Mutant:
     edits: tuple[tuple[str, str], ...]
 
     def scripts(self) -> dict[str, Script]:
-        """All scripts, with this one (or each, when the common part is edited) broken."""
-        return {
-            name: make_script(name, self._edit(script.source)) if self.script in {name, COMMON} else script
-            for name, script in load_scripts().items()
+        """All scripts, with this one (or each that has this, when the common part is edited) broken."""
+        scripts = load_scripts()
+        broken = {
+            name: make_script(name, self._edit(script.source))
+            for name, script in scripts.items()
+            if self.script == name or (self.script == COMMON and self.edits[0][0] in script.source)
         }
+        if not broken:
+            raise LookupError(f"{self.name}: no script has {self.edits[0][0]!r}")
+        return scripts | broken
 
     def _edit(self, source: str) -> str:
         for old, new in self.edits:
@@ -94,7 +99,7 @@ MUTANTS: Final = (
     _mutant("enqueue takes an id twice in one request", "enqueue", "if taken[id] or (some", "if (some"),
     _mutant("enqueue takes a key twice in one request", "enqueue", "holders[digest] or redis", "redis"),
     _mutant("a dedup key never expires", "enqueue", ", 'PX', ARGV[i + 1] + ARGV[i + 3])", ")"),
-    _mutant("enqueue wakes nobody", "enqueue", "if #new > 0 then wake(prefix, kind) end", ""),
+    _mutant("enqueue wakes nobody", "enqueue", "if new > 0 then wake(prefix, kind) end", ""),
     _mutant("a callback is not counted", COMMON, "  count(prefix, 'callbacks_enqueued', 1)\n", ""),
     # What ends
     _mutant("done is kept for ever", "complete", "redis.call('PEXPIRE', key, keep)", ""),
@@ -120,6 +125,8 @@ MUTANTS: Final = (
     _mutant("purge of failures does not check", "purge_failures",
             "    if h[1] == state then\n", "    if true then\n"),
     # What is counted by queue
+    _mutant("what is to come is not counted", "enqueue",
+            "if #scheduled > 0 then depth(prefix, 'd', queue, #scheduled / 2) end", ""),
     _mutant("a claim is not counted", "claim", "  depth(prefix, 'l', string.sub(list, #prefix + 1), leased)\n", ""),
     _mutant("a promotion is not counted", "claim", "      depth(prefix, 'd', queue, -1)\n", ""),
     _mutant("an end is not counted", "complete", "depth(prefix, 'l', queue, -n)", ""),

@@ -266,7 +266,9 @@ async def test_a_claim_loop_that_stands_still_is_not_alive(watched, serve, monke
     with Apart(watched()) as apart:
         get = serve(apart.worker)
         assert get.status("/livez") == 200
-        monkeypatch.setattr(apart.worker._engine.fetcher, "turn", never)
+        fetcher = apart.worker._engine.fetcher
+        monkeypatch.setattr(fetcher, "turn", never)
+        fetcher.notify()
         await until(lambda: get.status("/livez") == 503)
         assert get("/livez").checks["claim_loop"].startswith("in one round trip for")
         assert get("/livez").checks["event_loop"] == "ok"
@@ -393,7 +395,7 @@ async def test_a_worker_of_the_command_line_is_observed_until_its_end(command, c
     process, said = command("--metrics-port", "0", "--otlp-endpoint", receiver.endpoint, "--service-name", "shop")
     get = await ready(process, said)
     assert ", spans exported" in said()
-    assert (get.status("/livez"), get.status("/readyz")) == (200, 200)
+    await until(lambda: (get.status("/livez"), get.status("/readyz")) == (200, 200))
     QueueManager(config).enqueue({}, "tasks:until_go")
     await until(tmp_path.joinpath("started").exists)
     process.send_signal(signal.SIGTERM)

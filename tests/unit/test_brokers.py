@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import redis.exceptions as rex
 
+from queue_system.broker import aio as aio_module
 from queue_system.broker.aio import AsyncBroker
 from queue_system.broker.commands import Commands
 from queue_system.broker.messages import Accepted, NewOperation
@@ -231,3 +232,66 @@ def test_for_the_worker_each_result_of_many_stands_alone():
     first, second = side.call("run_many", [RELEASE, ENQUEUE])
     assert isinstance(first, BrokerUnavailableError)
     assert second == [(Accepted.QUEUED, "1")]
+
+
+WAIT = C.wait(for_async=True, for_sync=True, timeout=2)
+
+
+async def after(monkeypatch, *answers):
+    """What a blocking read and a call behind it come to, and the commands that went in one round trip."""
+    trips = []
+
+    class Exchange:
+        async def begin(self, commands):
+            trips.append([command[0] for command in commands])
+            pending = asyncio.get_running_loop().create_future()
+            if isinstance(answers[0], rex.ConnectionError):
+                pending.set_exception(answers[0])
+            else:
+                pending.set_result(list(answers))
+            return pending
+
+    broker = AsyncBroker(Client([], is_async=True), "here")
+    monkeypatch.setattr(aio_module, "DirectExchange", Exchange)
+    broker._exchange = Exchange()
+    pending = await broker.begin_after(WAIT, RELEASE)
+    try:
+        return broker.read_after(RELEASE, pending), trips
+    except (BrokerUnavailableError, BrokerReplyError) as error:
+        return error, trips
+
+
+@pytest.mark.parametrize("woken", [None, [b"q:wake", b"0", 0]])
+async def test_a_call_goes_with_the_blocking_read_that_it_is_to_follow(monkeypatch, woken):
+    assert await after(monkeypatch, woken, 1) == ((None, True), [["BZPOPMIN", "EVALSHA"]])
+
+
+async def test_a_blocking_read_is_not_sent_again_for_want_of_a_script(monkeypatch):
+    assert await after(monkeypatch, None, NO_SCRIPT) == ((None, None), [["BZPOPMIN", "EVALSHA"]])
+
+
+async def test_a_call_counts_whatever_became_of_the_blocking_read(monkeypatch):
+    (hindered, result), _ = await after(monkeypatch, rex.ResponseError("WRONGTYPE"), 1)
+    assert (type(hindered), result) == (BrokerReplyError, True)
+
+
+@pytest.mark.parametrize(
+    ("answers", "error"),
+    [
+        ((CUT,), BrokerUnavailableError),
+        ((None, rex.ReadOnlyError("replica")), BrokerUnavailableError),
+        ((None, rex.ResponseError("no")), BrokerReplyError),
+    ],
+)
+async def test_what_fails_of_the_two_is_told(monkeypatch, answers, error):
+    told, trips = await after(monkeypatch, *answers)
+    assert (type(told), len(trips)) == (error, 1)
+
+
+async def test_a_client_of_another_class_is_asked_for_one_after_the_other():
+    client = Client([[b"q:wake", b"0", 0], 1], is_async=True)
+    broker = AsyncBroker(client, "here")
+    pending = await broker.begin_after(WAIT, RELEASE)
+    await pending
+    assert broker.read_after(RELEASE, pending) == (None, True)
+    assert client.round_trips == [["BZPOPMIN"], ["EVALSHA"]]

@@ -110,6 +110,7 @@ CALLS = {
     "audit_keys": (C.audit_keys(["wake", "dedup:x"]), [b"wake", b"dedup:x"]),
     "audit_twice": (C.audit_twice("low:mail", "1", (3, 9)), [b"1", 3, 9, AUDIT_WINDOW]),
     "explain": (C.explain("1"), [b"1", 30000, SEARCH_LIMIT]),
+    "ring": (C.ring("w"), [5000]),
     "heartbeat": (C.heartbeat("w", expiry=30, fields={"threads": "4"}), ["w", 30000, "threads", "4"]),
 }
 SCRIPTS = pytest.mark.parametrize(
@@ -135,11 +136,11 @@ def test_arguments_are_in_the_order_of_the_scripts_header(case, call, args):
 @SCRIPTS
 def test_keys_are_in_the_order_of_the_scripts_header(case, call, args):
     lists = {"q:high:b", "q:low:a", "q:low:mail"}
-    chosen = ("the ready list", "the producer's lane")  # keys whose name depends on the call
+    chosen = ("the ready list", "the producer's lane", "the worker's own marker")  # keys whose name depends on the call
     names = [text for number, text in header(call.name, "KEYS") if not text.startswith(chosen)]
     alternative = 2 if "system error" in case else 0
     expected = [f"q:{name.split(' ')[alternative]}" if " or " in name else f"q:{name}" for name in names]
-    assert [key for key in call.keys if key not in lists and not key.startswith("q:sent:")] == expected
+    assert [key for key in call.keys if key not in lists and not key.startswith(("q:sent:", "q:ring:"))] == expected
 
 
 def test_the_lists_to_take_from_are_keys_of_their_own():
@@ -305,7 +306,7 @@ def test_failures_as_they_are_kept():
         (C.heartbeat("w", expiry=1, fields={}), 1500, 1.5),
         (C.add_to_metric("m", 2), b"5", 5.0),
         (C.set_metric("m", "x"), 1, None),
-        (C.wake(sync=True), 1, None),
+        (C.ring("w"), 1, True),
     ],
 )
 def test_small_replies(call, reply, value):
@@ -318,19 +319,18 @@ def test_small_replies(call, reply, value):
         (C.add_to_metric("m", 2), ["HINCRBY", "q:metrics", "m", 2]),
         (C.add_to_metric("m", 0.5), ["HINCRBYFLOAT", "q:metrics", "m", 0.5]),
         (C.set_metric("m", "x"), ["HSET", "q:metrics", "m", "x"]),
-        (C.wake(sync=True), ["ZADD", "q:wake:sync", 0, "0"]),
-        (C.wake(sync=False), ["ZADD", "q:wake", 0, "0"]),
         (C.scan(7), ["SCAN", 7, "MATCH", "q:*", "COUNT", AUDIT_STEP]),
         (C.scan(0, key_type="list"), ["SCAN", 0, "MATCH", "q:*", "COUNT", AUDIT_STEP, "TYPE", "list"]),
         (C.wait(for_async=True, for_sync=False, timeout=2), ["BZPOPMIN", "q:wake", "2.000"]),
         (C.wait(for_async=False, for_sync=True, timeout=0.25), ["BZPOPMIN", "q:wake:sync", "0.250"]),
         (C.wait(for_async=True, for_sync=True, timeout=-1), ["BZPOPMIN", "q:wake", "q:wake:sync", "0.002"]),
+        (C.wait(for_async=True, for_sync=False, timeout=1, worker="w"), ["BZPOPMIN", "q:wake", "q:ring:w", "1.000"]),
     ],
 )
 def test_plain_commands(call, command):
     assert call.plain
     assert [call.name, *call.args] == command
-    assert call.idempotent is (call.name in {"HSET", "ZADD", "SCAN"})
+    assert call.idempotent is (call.name in {"HSET", "SCAN"})
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,8 @@ def test_plain_commands(call, command):
         ([b"q:wake", b"0", b"0"], "async"),
         ([b"q:wake:sync", b"0", b"0"], "sync"),
         (["q:wake:sync"], "sync"),
+        ([b"q:ring:w", b"0", b"0"], None),
     ],
 )
 def test_whom_a_marker_was_for(reply, side):
-    assert C.wait(for_async=True, for_sync=True, timeout=1).parse(reply) == side
+    assert C.wait(for_async=True, for_sync=True, timeout=1, worker="w").parse(reply) == side

@@ -10,6 +10,7 @@ from queue_system import (
     BrokerUnavailableError,
     CircuitOpenError,
     ConfigurationError,
+    EntityTooLargeError,
     QueueError,
     QueueRetryConfig,
     processor,
@@ -59,6 +60,31 @@ def test_an_operation_says_what_a_worker_needs(producer):
         "processor": "send",
         "is_async": True,
     }
+
+
+def test_what_is_said_of_one_operation_is_not_said_of_the_next(make):
+    producer = make(registry=REGISTRY)
+    for function in (send, compute):
+        for queue in ("one", "two"):
+            for priority in ("low", "high"):
+                for timeout in (None, 5.0):
+                    body = producer.enqueued({"n": 1}, function, queue, priority, timeout=timeout).body
+                    assert (body["processor"], body["queue"], body["priority"]) == (function.__name__, queue, priority)
+                    assert body.get("timeout") == timeout
+                    assert list(body["entity"]) == ["n"]
+
+
+def test_a_limit_is_that_of_the_configuration_whoever_was_first(make):
+    assert make().enqueued({"n": "1" * 200}, send)
+    with pytest.raises(EntityTooLargeError):
+        make(max_operation_bytes=200).enqueue({"n": "1" * 200}, send)
+
+
+@pytest.mark.parametrize("queue", ["", "a b", "__callbacks__", ["mail"], 1])
+def test_a_bad_queue_is_refused_each_time(producer, queue):
+    for _ in range(2):
+        with pytest.raises(QueueError, match="queue"):
+            producer.enqueue({}, send, queue)
 
 
 def test_all_that_can_be_said_is_said(producer):

@@ -10,7 +10,6 @@ import redis.exceptions as rex
 from redis.asyncio.connection import Connection as RealConnection
 
 from queue_system.broker.exchange import DirectExchange, PipelinedExchange, exchange_of
-from queue_system.broker.wire import Wire
 from support import until
 
 
@@ -30,6 +29,7 @@ class Transport:
     def __init__(self, pool):
         self.pool = pool
         self.written = []
+        self.aborted = False
         self.protocol = self.former = Former()
 
     def get_protocol(self):
@@ -37,6 +37,9 @@ class Transport:
 
     def set_protocol(self, protocol):
         self.protocol = protocol
+
+    def abort(self):
+        self.aborted = True
 
     def write(self, data):
         self.written.append(data)
@@ -67,6 +70,10 @@ class Connection:
     async def disconnect(self, *, nowait):
         assert nowait
         self.connected = False
+
+    @property
+    def aborted(self):
+        return self._writer.transport.aborted
 
 
 class Pool:
@@ -145,8 +152,10 @@ async def test_after_a_failure_no_reply_of_before_can_come(answer, error):
     with pytest.raises(error):
         await exchange([("A",), ("B",)])
     (connection,) = pool.made
-    assert not connection.connected
-    assert pool.free == [connection]  # it connects anew when it is needed
+    assert connection.aborted
+    pool.answers = [[b":7\r\n"]]
+    assert await exchange([("C",)]) == [7]  # connected anew
+    assert (pool.made, pool.checked_out) == ([connection], 2)
 
 
 async def test_no_answer_in_time():
@@ -154,7 +163,7 @@ async def test_no_answer_in_time():
     assert pool.connection_kwargs["socket_timeout"] is None  # each exchange as a whole has the limit
     with pytest.raises(rex.TimeoutError, match="Timeout reading"):
         await exchange([("A",)])
-    assert [connection.connected for connection in pool.made] == [False]
+    assert [connection.aborted for connection in pool.made] == [True]
 
 
 async def test_no_connection_in_time_means_that_nothing_was_sent():
@@ -173,17 +182,23 @@ async def test_cut_off_in_the_middle_it_is_not_used_again():
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert not pool.made[0].connected
+    await until(lambda: pool.made[0].aborted)
     assert await exchange([("B",)]) == [2]
 
 
-async def test_a_closed_wire_sends_nothing():
-    connection = Connection(Pool([]))
-    wire = Wire(connection)
-    wire.connection_lost(None)
-    with pytest.raises(rex.ConnectionError, match="closed by server"):
-        await wire.exchange(b"x", 1, None)
-    assert connection.written == []
+async def test_one_that_was_begun_goes_on_without_whoever_waits_for_it():
+    exchange, pool = direct([], [b":2\r\n"])
+    pending = await exchange.begin([("A",)])
+    waiting = asyncio.create_task(asyncio.wait([pending]))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert not pool.made[0].aborted
+    pool.made[0]._writer.transport.arrive(b":1\r\n")
+    assert await pending == [1]
+    await until(lambda: exchange._idle)
+    assert await exchange([("B",)]) == [2]
+    assert len(pool.made) == 1
 
 
 async def test_older_clients_want_the_name_of_a_command():

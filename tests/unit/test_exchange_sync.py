@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from types import SimpleNamespace
+
+import hiredis
+import pytest
 import redis
+import redis.exceptions as rex
+from redis._parsers import BaseParser
 
 from queue_system.broker import exchange_sync
 from queue_system.broker.exchange_sync import DirectExchange, PipelinedExchange, exchange_of
@@ -93,3 +101,78 @@ class OwnClass(redis.Redis):
 
 def test_a_client_of_a_class_of_its_own_is_asked_itself():
     assert isinstance(exchange_of(OwnClass()), PipelinedExchange)
+
+
+class Server:
+    """The other end of a connection that is redis-py's as far as an exchange looks at it."""
+
+    def __init__(self) -> None:
+        own, self.socket = socket.socketpair()
+        own.settimeout(0.05)
+        self.pushed: list[object] = []
+        reader = hiredis.Reader(replyError=BaseParser.parse_error, notEnoughData=object())
+        self.connection = SimpleNamespace(
+            _sock=own, _parser=SimpleNamespace(_reader=reader, handle_push_response=self.pushed.append)
+        )
+        self.exchange = exchange_sync._exchanging_on(self.connection)
+
+    def ask(self, *answers: bytes, count: int = 1) -> list[object]:
+        """What is read when it answers so."""
+        for answer in answers:
+            self.socket.sendall(answer)
+        return self.exchange(b"?", count)
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.socket.close()
+    server.connection._sock.close()
+
+
+def test_what_is_sent_arrives_and_replies_come_in_order(server):
+    assert server.ask(b"+OK\r\n:1\r\n", b"*1\r\n$1\r\nq\r\n", count=3) == [b"OK", 1, [b"q"]]
+    assert server.socket.recv(100) == b"?"
+
+
+def test_a_reply_may_come_in_parts(server):
+    later = threading.Timer(0.01, server.socket.sendall, [b"lo\r\n"])
+    later.start()
+    assert server.ask(b"$5\r\nhel") == [b"hello"]
+    later.join()
+
+
+def test_a_refusal_is_a_reply_and_the_next_one_is_read(server):
+    refused, answer = server.ask(b"-ERR no\r\n", b":2\r\n", count=2)
+    assert (type(refused), str(refused), answer) == (rex.ResponseError, "no", 2)
+
+
+def test_what_the_server_pushes_is_no_reply_and_handed_on(server):
+    assert server.ask(b">1\r\n+news\r\n", b"+OK\r\n") == [b"OK"]
+    assert server.pushed == [[b"news"]]
+
+
+def test_a_server_that_is_not_ready_is_told_as_by_redis_py(server):
+    with pytest.raises(rex.BusyLoadingError):
+        server.ask(b"-LOADING the data\r\n")
+
+
+def test_no_answer_in_time_is_told_as_by_redis_py(server):
+    with pytest.raises(rex.TimeoutError):
+        server.ask()
+
+
+def test_the_end_of_a_connection_is_told_as_by_redis_py(server):
+    server.socket.shutdown(socket.SHUT_WR)
+    with pytest.raises(rex.ConnectionError, match="closed by server"):
+        server.exchange(b"?", 1)
+    server.socket.close()
+    with pytest.raises(rex.ConnectionError, match="talking to the server"):
+        server.exchange(b"?", 1)
+
+
+def test_a_push_is_passed_over_where_redis_py_has_nothing_for_it(server):
+    del server.connection._parser.handle_push_response
+    server.exchange = exchange_sync._exchanging_on(server.connection)
+    assert server.ask(b">1\r\n+news\r\n", b"+OK\r\n") == [b"OK"]

@@ -54,6 +54,7 @@ async def test_a_flush_waits_for_the_outcomes_that_are_on_their_way():
         outbox,
         free_slots=lambda: Slots(0, 0),
         on_claimed=lambda _: None,
+        on_late=lambda _: None,
         isolation=Isolation(lambda _: None, patience=10.0),
         hooks=NO_HOOKS,
         breaker=CircuitBreaker("redis"),
@@ -77,7 +78,7 @@ async def test_a_flush_waits_for_the_outcomes_that_are_on_their_way():
 
 async def test_a_round_trip_that_would_bring_more_later_waits():
     fetcher, turns, waits = Fetcher.__new__(Fetcher), [], [True]
-    fetcher._event, fetcher.turning_since = asyncio.Event(), None
+    fetcher._event, fetcher._turning_since = asyncio.Event(), None
     fetcher._holds_back = waits.pop
 
     async def turn():
@@ -108,6 +109,6 @@ def test_the_clock_of_redis_goes_back_only_when_it_was_set_back(monkeypatch, rep
     monkeypatch.setattr(fetch_module, "time", clock)
     fetcher = Fetcher.__new__(Fetcher)
     fetcher._offset = None
-    for fetcher._asked_at, clock.now, told in replies:
-        fetcher._set_clock(told)
+    for asked_at, clock.now, told in replies:
+        fetcher._set_clock(told, asked_at)
     assert fetcher.server_time() - clock.now == pytest.approx(ahead, abs=0.0011)

@@ -28,6 +28,7 @@ def test_every_key_has_its_documented_name():
         "workers": "queue:workers",
         "wake": "queue:wake",
         "wake_sync": "queue:wake:sync",
+        "ring_prefix": "queue:ring:",
         "reaper": "queue:reaper",
     }
 

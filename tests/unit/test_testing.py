@@ -274,8 +274,8 @@ async def test_a_blocking_read_lasts_a_moment_so_that_a_cancelled_one_cannot_tak
     wait = config.commands.wait(for_sync=True, for_async=True, timeout=600.0)
     async with asyncio.timeout(10):
         assert await broker.run(wait) is None
-        await broker.run(config.commands.wake(sync=True))
-        assert await broker.run(wait) == "sync"
+        await asyncio.to_thread(QueueManager(config).enqueue, {}, "tests:in_thread")
+        assert await broker.run(wait) == "async"  # for whoever learns which it is
     await broker.close()
 
 

@@ -1,4 +1,5 @@
--- Shared by every script: the loader puts this file in front of it.
+-- Shared by the scripts: the loader puts those functions in front of each that it calls, directly or not. So there is
+-- nothing here but functions, each of which calls only those above it.
 --
 -- Fields of an operation's hash (absent means 0 or none):
 --   st state: ready | delayed | leased | done | failed | system_error

@@ -18,7 +18,8 @@ for i = 6, #ARGV, 5 do
   keys[n] = op_key(prefix, ARGV[i])
 end
 local some_exist = n > 0 and redis.call('EXISTS', unpack(keys)) > 0
-local reply, new, ready, scheduled, taken, holders = {}, {}, {}, {}, {}, {}
+local reply, new, ready, scheduled = {}, 0, {}, {}
+local taken, holders = {}, {}
 for j = 1, n do
   local i = 5 * j + 1
   local id, digest = ARGV[i], ARGV[i + 2]
@@ -28,7 +29,7 @@ for j = 1, n do
   elseif holder then
     reply[j] = 'd' .. holder
   else
-    new[#new + 1] = j
+    new = new + 1
     taken[id] = true
     if digest ~= '' then holders[digest] = id end
     if ARGV[i + 1] == '0' then
@@ -73,21 +74,23 @@ if type(put) == 'table' then
   return put
 end
 local at = now .. ''  -- as a text, which is made once
-for _, j in ipairs(new) do
-  local i = 5 * j + 1
-  local key, digest, state, due = keys[j], ARGV[i + 2], 'ready', at
-  if reply[j] == 's' then state, due = 'delayed', now + ARGV[i + 1] end
-  if digest == '' then
-    redis.call('HSET', key, 'st', state, 'q', queue, 'b', ARGV[i + 4], 'ts', at, 'rd', due)
-  else
-    redis.call('HSET', key, 'st', state, 'q', queue, 'b', ARGV[i + 4], 'ts', at, 'rd', due, 'dk', digest)
-    redis.call('SET', prefix .. 'dedup:' .. digest, ARGV[i], 'PX', ARGV[i + 1] + ARGV[i + 3])
+for j = 1, n do
+  if reply[j] == 'q' or reply[j] == 's' then
+    local i = 5 * j + 1
+    local key, digest, state, due = keys[j], ARGV[i + 2], 'ready', at
+    if reply[j] == 's' then state, due = 'delayed', now + ARGV[i + 1] end
+    if digest == '' then
+      redis.call('HSET', key, 'st', state, 'q', queue, 'b', ARGV[i + 4], 'ts', at, 'rd', due)
+    else
+      redis.call('HSET', key, 'st', state, 'q', queue, 'b', ARGV[i + 4], 'ts', at, 'rd', due, 'dk', digest)
+      redis.call('SET', prefix .. 'dedup:' .. digest, ARGV[i], 'PX', ARGV[i + 1] + ARGV[i + 3])
+    end
   end
 end
 local kind = note_kind(prefix, queue, known, ARGV[3])
 -- Also for what is only scheduled: a worker that is blocked in a read has to learn when to look again.
-if #new > 0 then wake(prefix, kind) end
-depth(prefix, 'd', queue, #scheduled / 2)
-count(prefix, 'enqueued', #new)
-count(prefix, 'deduplicated', n - #new)
+if new > 0 then wake(prefix, kind) end
+if #scheduled > 0 then depth(prefix, 'd', queue, #scheduled / 2) end
+add(KEYS[4], 'enqueued', new)
+add(KEYS[4], 'deduplicated', n - new)
 return reply
