@@ -63,7 +63,8 @@ class Fetcher:
         free_slots: asked before each claim.
         may_hold_back: whether a round trip would bring more if it waited; `notify` is called when that has changed.
         on_claimed: given the deliveries, each with the kind of its queue.
-        on_late: given those that came when half of their lease was over, so that others may run them by now.
+        on_late: given those that came when half of their lease was over, so that others may run them by now, or when
+            there is no slot any more.
         isolation: told of suspects.
         hooks: told of round trips and errors.
         breaker: opens while Redis is away.
@@ -386,9 +387,10 @@ class Fetcher:
         self._isolation.met(one_waits=reply.suspect_waits)
         if not reply.deliveries:
             return
-        # This process was stopped, or its event loop blocked, while the reply was there.
-        if self.server_time() - reply.now > self._lease / 2:
+        # This process was stopped, or its event loop blocked, while the reply was there; or a suspect runs alone by now.
+        if self.server_time() - reply.now > self._lease / 2 or not self._free_slots():
             self._on_late(reply.deliveries)
+            self._maybe_async = self._maybe_sync = True
             return
         if reply.alone_for:
             self._isolation.took(reply.deliveries[0].token, reply.alone_for)

@@ -231,3 +231,14 @@ async def test_a_blocking_read_that_is_refused_is_told_once_what_was_claimed_is_
     with pytest.raises(BrokerReplyError):
         await rig.tasks[1]
     assert rig.taken == ["a"]
+
+
+async def test_what_comes_while_a_suspect_runs_alone_is_given_back(rig):
+    rig.slots = Slots(0, 0)  # as when the worker is closed for it
+    rig.redis.woken.put_nowait(claimed("innocent"))
+    await until(lambda: rig.late)
+    assert (rig.taken, rig.late) == ([], ["innocent"])
+    rig.slots = Slots(3, 0)
+    rig.fetcher.notify()
+    await rig.blocked(2)
+    assert rig.redis.asked[-1] == "claim"  # it is there again
