@@ -115,6 +115,7 @@ class Engine:
         on_quarantine: Callable[[Claim], None],
     ) -> None:
         self.settings = settings
+        self._worth_a_turn = settings.worth_a_turn
         self._hooks = hooks
         self._on_quarantine = on_quarantine
         self._recycling = recycling
@@ -131,7 +132,7 @@ class Engine:
             lambda: self.pool.limit,
             self._changed,
             isolation,
-            lambda: self.fetcher.is_free and self._is_worth_a_turn(),
+            self._others_wait,
         )
         self.callback_pool = ThreadPool(
             CALLBACK_THREADS, abandon_after=settings.abandon_after, name="queue-system-callbacks"
@@ -170,7 +171,7 @@ class Engine:
             commands,
             self.outbox,
             free_slots=self.intake.free,
-            may_hold_back=lambda: self.intake.waiting > 0 and not self._is_worth_a_turn(),
+            may_hold_back=lambda: self.intake.waiting > 0 and len(self.outbox) < self._worth_a_turn,
             on_claimed=self._claimed,
             on_late=self._give_back_late,
             isolation=isolation,
@@ -372,8 +373,8 @@ class Engine:
         self.leases.add([claim.key])
         self._on_quarantine(claim)
 
-    def _is_worth_a_turn(self) -> bool:
-        return len(self.outbox) >= self.settings.worth_a_turn
+    def _others_wait(self) -> bool:
+        return len(self.outbox) >= self._worth_a_turn and self.fetcher.is_free
 
     def _changed(self) -> None:
         if self._stopping and self.intake.held <= self._left_behind():

@@ -387,7 +387,7 @@ class Fetcher:
         self._isolation.met(one_waits=reply.suspect_waits)
         if not reply.deliveries:
             return
-        # This process was stopped, or its event loop blocked, while the reply was there; or a suspect runs alone by now.
+        # This process was stopped, or its event loop blocked, when the reply came; or a suspect runs alone by now.
         if self.server_time() - reply.now > self._lease / 2 or not self._free_slots():
             self._on_late(reply.deliveries)
             self._maybe_async = self._maybe_sync = True
