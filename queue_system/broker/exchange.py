@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -12,9 +11,9 @@ import hiredis
 import redis.asyncio as aioredis
 import redis.exceptions as rex
 
+from queue_system.broker.exchange_sync import Command, getter_of
 from queue_system.broker.wire import Wire
 
-Command: TypeAlias = tuple[Any, ...]
 Exchange: TypeAlias = Callable[[Sequence[Command]], Awaitable[list[Any]]]
 """Gives one reply for each command, in one round trip on one connection. An error of a command is its reply.
 
@@ -58,9 +57,7 @@ class DirectExchange:
         self._pool: Any = client.connection_pool
         self._timeout: float | None = self._pool.connection_kwargs.get("socket_timeout")
         self._pool.connection_kwargs["socket_timeout"] = None
-        self._get: Callable[[], Awaitable[Any]] = self._pool.get_connection
-        if inspect.signature(self._get).parameters["command_name"].default is inspect.Parameter.empty:
-            self._get = functools.partial(self._get, "")  # redis-py before 5.3
+        self._get: Callable[[], Awaitable[Any]] = getter_of(self._pool)
         self._idle: list[Wire] = []
 
     async def __call__(self, commands: Sequence[Command]) -> list[Any]:

@@ -83,7 +83,7 @@ class DirectExchange:
 
     def __init__(self, client: redis.Redis) -> None:
         self._pool: Any = client.connection_pool
-        self._get = _getter(self._pool)
+        self._get = getter_of(self._pool)
         self._idle: list[_Kept] = []
         self._process = os.getpid()
 
@@ -229,7 +229,8 @@ def _poll_of(connection: Any) -> Callable[[int], list[Any]] | None:
     return poll.poll
 
 
-def _getter(pool: Any) -> Callable[[], Any]:
+def getter_of(pool: Any) -> Callable[[], Any]:
+    """Checks a connection out of a pool of redis-py's, of either kind."""
     get: Callable[..., Any] = pool.get_connection
     if inspect.signature(get).parameters["command_name"].default is inspect.Parameter.empty:
         return lambda: get("")  # redis-py before 5.3

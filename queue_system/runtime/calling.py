@@ -44,7 +44,7 @@ async def await_processor(
 ) -> Any:
     """The result of an async processor. What it sets in its context stays there.
 
-    It runs in the task that calls this, and not in one of its own, which would cost as much again as all else.
+    It runs in the task that calls this, and not in one of its own, which would cost its making and two wake-ups.
 
     Raises:
         AttemptTimeoutError: it was cancelled after `timeout` seconds, and did not return a result all the same.
