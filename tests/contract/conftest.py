@@ -63,6 +63,15 @@ def here() -> list[str]:
     return [name for name in BACK_ENDS if name == "memory" or server_of(name) is not None]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "on_servers: for the back ends that are servers, not for the one in memory")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is for servers only is not there for memory, rather than skipped."""
+    items[:] = [item for item in items if not (item.get_closest_marker("on_servers") and "[memory" in item.name)]
+
+
 @pytest.fixture(scope="session", params=here())
 def back_end(request: pytest.FixtureRequest) -> Iterator[BackEnd]:
     if request.param == "memory":
