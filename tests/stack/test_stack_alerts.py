@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -172,20 +173,23 @@ def shortened(rules: str) -> str:
 
 
 def write_prometheus(directory: Path, alertmanager: str, workers: dict[str, str]) -> Path:
-    """The committed configuration with shorter times, and with targets of this test: job to address."""
+    """The committed configuration with shorter times, and with targets of this test (job to address). No rules yet."""
     text = (PROMETHEUS / "prometheus.yml").read_text()
     for name in ("scrape_interval: 15s", "scrape_timeout: 5s", "evaluation_interval: 30s"):
         assert name in text
         text = text.replace(name, re.sub(r"\d+s", "1s", name))
     (directory / "prometheus.yml").write_text(text)
-    (directory / "rules").mkdir()
-    for path in (PROMETHEUS / "rules").glob("*.yml"):
-        (directory / "rules" / path.name).write_text(shortened(path.read_text()))
     (directory / "targets").mkdir()
     targets = [{"targets": [address], "labels": {"job": job}} for job, address in workers.items()]
     (directory / "targets" / "workers.yml").write_text(yaml.safe_dump(targets))
     (directory / "targets" / "alertmanagers.yml").write_text(yaml.safe_dump([{"targets": [alertmanager]}]))
     return directory / "prometheus.yml"
+
+
+def write_rules(directory: Path) -> None:
+    (directory / "rules").mkdir()
+    for path in (PROMETHEUS / "rules").glob("*.yml"):
+        (directory / "rules" / path.name).write_text(shortened(path.read_text()))
 
 
 def write_alertmanager(directory: Path, webhook: str) -> Path:
@@ -240,7 +244,7 @@ class Monitored:
         await self.start_worker("mail", "--queue", "mail")
         address = await start_alertmanager(self.programs, write_alertmanager(directory, self.webhook.url))
         workers = {job: f"{HOST}:{port}" for job, port in self.ports.items()}
-        await self.programs.start_and_wait(
+        prometheus = await self.programs.start_and_wait(
             f"{self.prometheus}/-/ready",
             "prometheus",
             binary("prometheus"),
@@ -248,6 +252,10 @@ class Monitored:
             f"--storage.tsdb.path={directory / 'data'}",
             f"--web.listen-address={self.prometheus.removeprefix('http://')}",
         )
+        # Prometheus may take five seconds to find its targets, as long as a shortened `for`: rules come after that.
+        await until(lambda: self.query("count(queue_system_worker_tasks_alive) == 2"), 30, "a scrape of both workers")
+        write_rules(directory)
+        prometheus.process.send_signal(signal.SIGHUP)
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         return get(f"{self.prometheus}/api/v1/query", query=expression)["data"]["result"]
