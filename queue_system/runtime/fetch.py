@@ -9,6 +9,7 @@ round trip. It is one and not more because a worker that hangs by then would kee
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -189,7 +190,11 @@ class Fetcher:
             slots = self._free()
             if self._accepting and slots and not self._wants(slots):
                 # No suspect: by then the worker may hold others. Where one waits, the claim says so.
-                await self._wait_and_claim(Slots(min(1, slots.for_async), min(1, slots.for_sync)))
+                try:
+                    await self._wait_and_claim(Slots(min(1, slots.for_async), min(1, slots.for_sync)))
+                except BrokerUnavailableError:
+                    await asyncio.sleep(FUTILE_PAUSE)
+                    self._look_again()
 
     async def turn(self) -> None:
         """One round trip: write outcomes, claim what there is a slot for."""
@@ -231,31 +236,44 @@ class Fetcher:
         claim, asked_at = self._claim_for(slots), time.monotonic()
         self._kept, self._blocking_until = slots, asked_at + MAX_BLOCK
         self._back.clear()
+        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
             pending = await self._waiter.begin_after(wait, claim)
-            try:
-                await asyncio.wait([pending])
-            finally:  # cancelled, too: it would claim at any time, and nobody would be there to take what it got
-                await self._end_blocking_read(pending)
-                if pending.done():
-                    hindered, reply = self._waiter.read_after(claim, pending)
-                    self._woken(reply, asked_at)
-            if hindered is not None:
-                raise hindered
-        except BrokerUnavailableError:
-            self._kept = None
-            await asyncio.sleep(FUTILE_PAUSE)
-            self._look_again()
-        finally:
-            self._kept = self._blocking_until = None
-            self._back.set()
+        except BaseException:
+            self._is_back()
+            raise
+        pending.add_done_callback(functools.partial(self._arrived, claim, asked_at, taken))
+        try:
+            await taken
+        finally:  # cancelled, too: it would claim at any time
+            await self._end_blocking_read(pending)
 
-    def _woken(self, reply: Claimed | None, asked_at: float) -> None:
-        self._kept = None
-        if reply is None:
-            self._look_again()
+    def _arrived(
+        self, claim: Call[Claimed], asked_at: float, taken: asyncio.Future[None], pending: asyncio.Future[list[Any]]
+    ) -> None:
+        """The blocking read is back, and its claim with it, which is taken at once: the task that waits for it may have
+        been cancelled, and would send its next read before a processor is called.
+        """  # noqa: D205
+        self._is_back()
+        hindered: Exception | None
+        try:
+            hindered, reply = self._waiter.read_after(claim, pending)
+            if reply is None:
+                self._look_again()
+            else:
+                self._claimed(reply, asked_at)
+        except Exception as error:  # noqa: BLE001  it is for the task that waits
+            hindered = error
+        if taken.done():
+            return
+        if hindered is None:
+            taken.set_result(None)
         else:
-            self._claimed(reply, asked_at)
+            taken.set_exception(hindered)
+
+    def _is_back(self) -> None:
+        self._kept = self._blocking_until = None
+        self._back.set()
 
     async def _end_blocking_read(self, pending: asyncio.Future[Any]) -> None:
         """Ring, and wait until it is back."""

@@ -125,6 +125,15 @@ async def test_what_the_claim_brings_is_taken_and_it_blocks_again(rig):
     assert rig.taken == ["a", "b"]
 
 
+async def test_whoever_processes_it_goes_on_before_the_next_read_is_sent(rig):
+    woken = asyncio.get_running_loop().create_future()
+    rig.fetcher._on_claimed = lambda _: woken.set_result(None)
+    rig.redis.woken.put_nowait(claimed("a"))
+    await woken
+    assert len(rig.redis.blocked_with) == 1
+    await rig.blocked(2)
+
+
 async def test_meanwhile_turns_ask_for_the_other_slots(rig):
     before = len(rig.redis.asked)
     rig.fetcher._look_again()
