@@ -161,7 +161,10 @@ class Commands:
         keys = self.keys
         args: list[Any] = [keys.prefix, _ms(done_ttl), int(again)]
         for done in completions:
-            args += (to_id(done.operation_id), done.token, done.kind, *_callback_args(done.callback))
+            if done.callback is None:  # most often
+                args += (to_id(done.operation_id), done.token, done.kind)
+            else:
+                args += (to_id(done.operation_id), done.token, done.kind.upper(), *_callback_args(done.callback))
         return Call(
             "complete",
             (keys.leases, keys.metrics, keys.registry, keys.registry_version, keys.wake),

@@ -76,7 +76,7 @@ CALLS = {
     "renew": (C.renew([("1", 3), ("2", 4)], 10), [10000, b"1", 3, b"2", 4]),
     "complete": (
         C.complete([Completion("1", 3, "o", CALLBACK), Completion("2", 4, "c")], done_ttl=2, again=True),
-        [2000, 1, b"1", 3, "o", *CALLBACK_ARGS, b"2", 4, "c", "", "", ""],
+        [2000, 1, b"1", 3, "O", *CALLBACK_ARGS, b"2", 4, "c"],
     ),
     "retry": (C.retry("1", 3, **RETRY), [b"1", 3, 1500, 1, "retried,timeouts", b"{}", 1, "trace"]),
     "fail": (

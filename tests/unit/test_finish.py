@@ -90,7 +90,7 @@ def test_each_other_outcome_is_a_call_of_its_own(box):
 
 def test_a_completion_has_its_kind_callback_and_the_time_to_keep_it(box):
     call = box.call(Success("never sent"), callback=CALLBACK)
-    assert call.args[1:] == [2000, 0, b"1", 7, "o", "cb", "high:__callbacks__", b"{}"]
+    assert call.args[1:] == [2000, 0, b"1", 7, "O", "cb", "high:__callbacks__", b"{}"]
     assert box.call(Success(), kind="callback").args[5] == "c"
 
 

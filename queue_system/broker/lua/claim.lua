@@ -14,7 +14,9 @@
 local prefix, retention = ARGV[1], tonumber(ARGV[7])
 local slots = { a = tonumber(ARGV[2]), s = tonumber(ARGV[3]) }
 local kinds, now = ARGV[6], now_ms()
-local by = now .. ' ' .. ARGV[8]
+-- As texts, each made once: Redis takes longer to write a number out than to read a field.
+local at, expires = now .. '', now + ARGV[4] .. ''
+local by = at .. ' ' .. ARGV[8]
 
 local function refuse(id, reason)
   reject(prefix, KEYS[6], id, reason, now, retention)
@@ -40,7 +42,8 @@ local function promote()
   end
 end
 
-local leases, operations, token, suspects = {}, {}, nil, 0
+local leases, operations, suspects = {}, {}, 0
+local token, token_text
 
 -- A suspect is claimed by itself or not at all: were it to kill its worker, nothing else would be under suspicion.
 local function is_alone(alone)
@@ -62,8 +65,8 @@ local function fault_of(h)
   if not are_natural(h, 3, 10) then return 'bad_fields' end
 end
 
--- Leases one id taken from list number j; false when it was not an operation, nil when it is to go back.
-local function lease(id, j)
+-- Leases one id taken from list number j, that of `queue`; false when it was not an operation, nil when it is to go back.
+local function lease(id, j, queue)
   local key = op_key(prefix, id)
   local h = redis.pcall('HMGET', key, 'st', 'b', 'at', 'dc', 'cr', 'ex', 'fa', 'rd', 'ts', 'al', 'tp', 'q')
   local fault = fault_of(h)
@@ -76,21 +79,24 @@ local function lease(id, j)
     return false
   end
   if h[10] and not is_alone(h[10]) then return nil end
-  local queue = string.sub(KEYS[j + 8], #prefix + 1)
   if not h[8] then  -- written by hand: accepted here, so that the counts stay whole and it can go back to its queue
-    redis.call('HSET', key, 'q', queue, 'ts', now, 'rd', now)
+    redis.call('HSET', key, 'q', queue, 'ts', at, 'rd', at)
     count(prefix, 'enqueued', 1)
   elseif h[12] ~= queue then  -- where it was found counts: there it goes back to
     redis.call('HSET', key, 'q', queue)
   end
-  local deliveries = (tonumber(h[4]) or 0) + 1
-  token = token or new_token(prefix)
-  if h[7] then
-    redis.call('HSET', key, 'st', 'leased', 'tk', token, 'dc', deliveries, 'w', by)
-  else
-    redis.call('HSET', key, 'st', 'leased', 'tk', token, 'dc', deliveries, 'w', by, 'fa', now)
+  local deliveries = (h[4] or 0) + 1
+  if not token then
+    token = new_token(prefix)
+    token_text = token .. ''
   end
-  leases[#leases + 1] = now + tonumber(ARGV[4])
+  local deliveries_text = deliveries == 1 and '1' or deliveries .. ''
+  if h[7] then
+    redis.call('HSET', key, 'st', 'leased', 'tk', token_text, 'dc', deliveries_text, 'w', by)
+  else
+    redis.call('HSET', key, 'st', 'leased', 'tk', token_text, 'dc', deliveries_text, 'w', by, 'fa', at)
+  end
+  leases[#leases + 1] = expires
   leases[#leases + 1] = id
   local n = #operations
   operations[n + 1], operations[n + 2], operations[n + 3], operations[n + 4] = id, j, token, deliveries
@@ -109,6 +115,7 @@ promote()
 local more = { a = 0, s = 0 }
 for j = 1, #KEYS - 8 do
   local list, kind = KEYS[j + 8], string.sub(kinds, j, j)
+  local queue = string.sub(list, #prefix + 1)
   local drained, leased = false, 0
   while not drained do
     local room = slots[kind] or math.min(slots.a, slots.s)
@@ -117,7 +124,7 @@ for j = 1, #KEYS - 8 do
     if not ids or ids.err then drained = true else  -- an error: a key of that name that is no list
       drained = #ids < room
       for i, id in ipairs(ids) do
-        local taken = suspects == 0 and lease(id, j)
+        local taken = suspects == 0 and lease(id, j, queue)
         if taken then
           leased = leased + 1
           if kind ~= 's' then slots.a = slots.a - 1 end
@@ -130,7 +137,7 @@ for j = 1, #KEYS - 8 do
       end
     end
   end
-  depth(prefix, 'l', string.sub(list, #prefix + 1), leased)
+  depth(prefix, 'l', queue, leased)
   local side = kind == 's' and 's' or 'a'
   if not drained and more[side] == 0 then more[side] = redis.call('EXISTS', list) end
 end
