@@ -296,6 +296,7 @@ class QueueWorker:
     async def _process_queue_item(self, worker_id: int) -> bool:
         """Take the next claimed item and see it through; true when it ended well, or went to the pool."""
         claim = await self._engine.intake.next(sync=worker_id == self._engine.dispatcher)
+        claim.handed_over = False  # by whoever had it before: it is held here now
         self._holding[worker_id] = claim
         try:
             delivery = claim.delivery
@@ -573,11 +574,11 @@ class QueueWorker:
     def _decode(self, delivery: Delivery, queue: bytes, item_data: bytes) -> Operation:
         """The operation, with what its claim says. Where the body contradicts the claim, the claim is right."""
         limit = self._settings.max_bytes
-        name = queue.decode().removeprefix(self.config.keys.prefix)
+        name, priority, own_name = _queue_of(queue, self.config.keys.prefix)
         body = self.config.signer.open(delivery.operation_id, name, item_data, max_bytes=limit)
         item = decode_operation(body, max_bytes=limit, max_depth=self._settings.max_depth)
         if queue:
-            item["priority"], _, item["queue"] = name.partition(":")
+            item["priority"], item["queue"] = priority, own_name
         item |= {
             "operation_id": delivery.operation_id,
             "token": delivery.token,
@@ -636,6 +637,14 @@ class QueueWorker:
     def _change(self, state: str) -> None:
         self.state = state
         self._hooks.on_event(WorkerChanged(self.worker_id, state, self.stop_reason))
+
+
+@functools.lru_cache(maxsize=4096)
+def _queue_of(ready_key: bytes, prefix: str) -> tuple[str, str, str]:
+    """``{priority}:{queue}``, the priority, the queue."""
+    name = ready_key.decode().removeprefix(prefix)
+    priority, _, queue = name.partition(":")
+    return name, priority, queue
 
 
 def _unknown(item: Operation) -> ErrorInfo:

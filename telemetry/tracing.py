@@ -113,6 +113,10 @@ class TracingListener(Hooks):
         if headers and link_only:
             headers[LINK_ONLY] = "1"
 
+    def exemplar(self) -> dict[str, str] | None:
+        """As the function `exemplar`, which need not be asked while nobody has set up tracing."""
+        return None if self._off else exemplar()
+
     def on_event(self, event: Event) -> None:
         """See `Hooks`."""
         handler = self._handlers.get(type(event))

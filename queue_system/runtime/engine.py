@@ -73,8 +73,8 @@ class EngineSettings:
 
     @property
     def worth_a_turn(self) -> int:
-        """So many outcomes are written while others are processed: those of half the slots, but of 8 at least."""
-        return max(self.max_workers // 2, min(self.max_workers, 8))
+        """So many outcomes are written while others are processed: those of half the slots, but of 5 at least."""
+        return max(self.max_workers // 2, min(self.max_workers, 5))
 
     @property
     def reap_interval(self) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
 
 from queue_system.broker.messages import KIND_MIXED, Delivery
 from queue_system.runtime.account import BusyAccount
@@ -12,8 +13,7 @@ from queue_system.runtime.isolation import Isolation
 from queue_system.runtime.lane import Lane
 
 
-@dataclass(slots=True)
-class Claim:
+class Claim(msgspec.Struct):
     """A delivery and the side that its slot is taken from.
 
     `kind` is what its queue was said to hold. `settled`: its outcome was decided. `handed_over`: the task that took
@@ -25,7 +25,7 @@ class Claim:
     kind: str = KIND_MIXED
     settled: bool = False
     handed_over: bool = False
-    key: tuple[str, int] = field(init=False)
+    key: tuple[str, int] = ("", 0)
     """Id and fencing token: the same operation may, after a lost lease, be here twice."""
 
     def __post_init__(self) -> None:
@@ -55,8 +55,8 @@ class Intake:
         self._sync_slots = sync_slots
         self._on_free = on_free
         self._isolation = isolation
-        self._async_lane: Lane[Claim] = Lane(others_wait)
-        self._sync_lane: Lane[Claim] = Lane()
+        self._async_lane: Lane[Claim] = Lane(others_wait, on_free)
+        self._sync_lane: Lane[Claim] = Lane(on_empty=on_free)
         self.async_held = 0
         self.sync_held = 0
         self.account = BusyAccount(async_slots)
@@ -90,14 +90,9 @@ class Intake:
         for claim in claims:
             self.requeue(claim)
 
-    async def next(self, *, sync: bool) -> Claim:
+    def next(self, *, sync: bool) -> Awaitable[Claim]:
         """The next claim of a lane."""
-        lane = self._sync_lane if sync else self._async_lane
-        claim = await lane.get()
-        if not lane:
-            self._on_free()  # whoever waited for that may claim
-        claim.handed_over = False  # by whoever had it before: it is the taker's own now
-        return claim
+        return (self._sync_lane if sync else self._async_lane).get()
 
     def switch(self, claim: Claim, *, sync: bool) -> None:
         """The function is of the other kind than its queue said: move the slot."""

@@ -22,10 +22,14 @@ class Lane(Generic[T]):
 
     Args:
         others_wait: whether a task that goes on and on should let others have the event loop now.
+        on_empty: called whenever the last thing was taken.
     """
 
-    def __init__(self, others_wait: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, others_wait: Callable[[], bool] = lambda: False, on_empty: Callable[[], None] = lambda: None
+    ) -> None:
         self._others_wait = others_wait
+        self._on_empty = on_empty
         self._things: deque[T] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._woken = False  # one is on its way here
@@ -43,14 +47,15 @@ class Lane(Generic[T]):
         """Take the next one; wait until there is one."""
         if not self._things:
             await self._wait()
-        elif self._others_wait() or time.monotonic() > self._turn_ends:
-            await asyncio.sleep(0)
-            self._turn_ends = time.monotonic() + TURN
+        if self._others_wait() or time.monotonic() > self._turn_ends:
+            await self._let_others()
             if not self._things:
                 await self._wait()
         thing = self._things.popleft()
         if self._things:
             self._wake()
+        else:
+            self._on_empty()
         return thing
 
     def drain(self) -> list[T]:
@@ -58,6 +63,15 @@ class Lane(Generic[T]):
         left = list(self._things)
         self._things.clear()
         return left
+
+    async def _let_others(self) -> None:
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if self._things:  # it may have been woken for them, and nobody else
+                self._wake()
+            raise
+        self._turn_ends = time.monotonic() + TURN
 
     async def _wait(self) -> None:
         while not self._things:

@@ -109,11 +109,9 @@ async def test_a_claim_can_be_handed_on_to_the_other_lane(intake):
     wrong = claim("a", sync=True)
     intake.put([wrong])
     taken = await next_of(intake, sync=True)
-    taken.handed_over = True
     intake.switch(taken, sync=False)
     intake.requeue(taken)
     assert await next_of(intake, sync=False) is wrong
-    assert not wrong.handed_over
     assert (intake.async_held, intake.sync_held) == (1, 0)
 
 

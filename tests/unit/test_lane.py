@@ -106,6 +106,26 @@ async def test_what_a_cancelled_task_was_woken_for_goes_to_another(lane, take):
     assert takers.takers == {1}
 
 
+async def test_a_task_that_lets_others_go_first_leaves_nothing_when_it_is_cancelled(lane, take):
+    lane._others_wait = lambda: True
+    takers = await take(2, hold=True)
+    lane.put("one")
+    await asyncio.sleep(0)  # the first is awake, and lets others go first
+    assert (len(lane), len(lane._waiting)) == (1, 1)
+    takers.tasks[0].cancel()
+    await until(lambda: takers.taken == ["one"])
+    assert takers.takers == {1}
+
+
+async def test_others_go_first_before_the_first_thing_is_taken(lane, take):
+    lane._others_wait = lambda: True
+    takers, seen = await take(1), []
+    lane.put("one")
+    asyncio.get_running_loop().call_soon(lambda: seen.append(list(takers.taken)))
+    await until(lambda: takers.taken)
+    assert seen == [[]]
+
+
 async def test_a_cancelled_task_is_not_woken(lane, take):
     takers = await take(2, hold=True)
     takers.tasks[0].cancel()
