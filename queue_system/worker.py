@@ -579,19 +579,17 @@ class QueueWorker:
         item = decode_operation(body, max_bytes=limit, max_depth=self._settings.max_depth)
         if queue:
             item["priority"], item["queue"] = priority, own_name
-        item |= {
-            "operation_id": delivery.operation_id,
-            "token": delivery.token,
-            "delivery": delivery.deliveries,
-            "attempts": delivery.attempts,
-            "crashes": delivery.crashes,
-            "exhaustions": delivery.exhaustions,
-            "claimed_at": delivery.claimed_at,
-            "ready_at": delivery.ready_at,
-            "accepted_at": delivery.accepted_at,
-            "previous_trace": delivery.previous_trace,
-            "first_attempt_time": delivery.first_attempt_time,
-        }
+        item["operation_id"] = delivery.operation_id
+        item["token"] = delivery.token
+        item["delivery"] = delivery.deliveries
+        item["attempts"] = delivery.attempts
+        item["crashes"] = delivery.crashes
+        item["exhaustions"] = delivery.exhaustions
+        item["claimed_at"] = delivery.claimed_at
+        item["ready_at"] = delivery.ready_at
+        item["accepted_at"] = delivery.accepted_at
+        item["previous_trace"] = delivery.previous_trace
+        item["first_attempt_time"] = delivery.first_attempt_time
         return item
 
     def _function_for(self, item: Operation) -> Callable[..., Any] | None:

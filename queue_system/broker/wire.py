@@ -50,7 +50,7 @@ class Wire(asyncio.Protocol):
         """
         self._pending = pending = self._loop.create_future()
         self._missing, self._replies = count, []
-        self._timer = None if timeout is None else self._loop.call_later(timeout, self._fail, _late())
+        self._timer = None if timeout is None else self._loop.call_later(timeout, self._too_late)
         self._transport.write(packed)
         return pending
 
@@ -85,6 +85,9 @@ class Wire(asyncio.Protocol):
         if pending is not None:
             pending.set_result(self._replies)
 
+    def _too_late(self) -> None:
+        self._fail(rex.TimeoutError("Timeout reading from socket"))
+
     def _fail(self, error: Exception) -> None:
         pending = self._ended()
         if pending is not None:
@@ -96,7 +99,3 @@ class Wire(asyncio.Protocol):
             self._timer.cancel()
         pending, self._pending, self._timer = self._pending, None, None
         return None if pending is None or pending.done() else pending
-
-
-def _late() -> rex.TimeoutError:
-    return rex.TimeoutError("Timeout reading from socket")

@@ -109,7 +109,7 @@ class Fetcher:
         self._retention = retention
         self._only = queues
         self._worker_id = worker_id
-        self._queues: list[ReadyQueue] = []
+        self._queues: list[list[ReadyQueue]] = []  # by priority, highest first
         self._kinds: dict[str, str] = {}
         self._version = ""
         self._turn_number = 0
@@ -200,7 +200,7 @@ class Fetcher:
         """One round trip: write outcomes, claim what there is a slot for."""
         async with self._turning:
             batch = self._outbox.take()
-            question = self._ask(piggyback=bool(batch), delayed=any(one.is_delayed for one in batch))
+            question = self._ask(batch)
             parts = self._outbox.calls(batch)
             calls = [call for call, _ in parts] + ([question] if question is not None else [])
             if not calls:
@@ -291,18 +291,19 @@ class Fetcher:
             return slots
         return Slots(max(0, slots.for_async - kept.for_async), max(0, slots.for_sync - kept.for_sync), slots.suspect)
 
-    def _ask(self, *, piggyback: bool, delayed: bool) -> Call[Any] | None:
-        """What to ask of Redis in this turn: a claim, or to end the blocking read. That is done when all slots are kept
-        for it, as its claim says when the next operation is due, and when it listens for too little.
+    def _ask(self, batch: Sequence[Settlement]) -> Call[Any] | None:
+        """What to ask of Redis, beside the writing of `batch`: a claim, or to end the blocking read. That is done when
+        all slots are kept for it, as its claim says when the next operation is due, and when it listens for too little.
         """  # noqa: D205
         if not self._accepting:
             return None
         slots = self._free()
-        if slots and (piggyback or self._wants(slots)):
+        if slots and (batch or self._wants(slots)):
             # A marker that comes while the claim is on its way sets them again: the reply must not wipe that out.
             self._maybe_async = self._maybe_sync = False
             return self._claim_for(slots)
-        if self._kept is not None and (delayed or self._is_deaf(slots) or self._wants(self._kept)):
+        kept = self._kept
+        if kept and (self._is_deaf(slots) or self._wants(kept) or any(one.is_delayed for one in batch)):
             self._maybe_async = self._maybe_sync = False
             return self._commands.ring(self._worker_id)
         self._may_wait.set()
@@ -333,9 +334,8 @@ class Fetcher:
         """The queues in the order of dispatch. Those of one priority take turns in being the first."""
         self._turn_number += 1
         ordered: list[ReadyQueue] = []
-        for priority in PRIORITIES:
-            same = [queue for queue in self._queues if queue.priority == priority]
-            first = self._turn_number % len(same) if same else 0
+        for same in self._queues:
+            first = self._turn_number % len(same)
             ordered += same[first:] + same[:first]
         return ordered
 
@@ -394,10 +394,10 @@ class Fetcher:
         """The registry has changed: take it over, and claim again with all queues."""
         self._version = reply.registry_version
         only = self._only
-        self._queues = [queue for queue in reply.registry or () if only is None or queue.queue in only]
-        self._kinds = {queue.key: queue.kind for queue in self._queues} | {
-            key: kind for key, kind in self._kinds.items() if key not in {queue.key for queue in self._queues}
-        }
+        queues = [queue for queue in reply.registry or () if only is None or queue.queue in only]
+        by_priority = ([queue for queue in queues if queue.priority == priority] for priority in PRIORITIES)
+        self._queues = list(filter(None, by_priority))
+        self._kinds |= {queue.key: queue.kind for queue in queues}
         self._maybe_async = self._maybe_sync = True
         self._event.set()
 

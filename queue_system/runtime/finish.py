@@ -124,14 +124,17 @@ class Outbox:
 
     def calls(self, batch: Sequence[Settlement]) -> list[tuple[Call[Any], list[Settlement]]]:
         """The calls for a batch, each with the settlements that it applies."""
+        done: tuple[list[Settlement], list[Settlement]] = ([], [])  # for the first time, and again
+        others: list[Settlement] = []
+        for one in batch:
+            (done[one.again] if isinstance(one.outcome, Success) else others).append(one)
         calls: list[tuple[Call[Any], list[Settlement]]] = []
-        for again in (False, True):
-            done = [one for one in batch if isinstance(one.outcome, Success) and one.again is again]
-            for start in range(0, len(done), MAX_COMPLETE):
-                part = done[start : start + MAX_COMPLETE]
+        for again, same in enumerate(done):
+            for start in range(0, len(same), MAX_COMPLETE):
+                part = same[start : start + MAX_COMPLETE]
                 completions = [_completion(one) for one in part]
-                calls.append((self._commands.complete(completions, done_ttl=self._done_ttl, again=again), part))
-        calls.extend((self._single(one), [one]) for one in batch if not isinstance(one.outcome, Success))
+                calls.append((self._commands.complete(completions, done_ttl=self._done_ttl, again=bool(again)), part))
+        calls.extend((self._single(one), [one]) for one in others)
         return calls
 
     def settle(self, part: Sequence[Settlement], reply: Any) -> None:
