@@ -121,6 +121,7 @@ class ThreadPool:
         self._room_opens_at = 0.0
         self._last_end = time.monotonic()
         self._account = BusyAccount(size)
+        self._portion = max(1, size * (1 + ROOM_FACTOR) // 2)
         self.submissions = 0
         self.exhaustions = 0
 
@@ -282,9 +283,11 @@ class ThreadPool:
             self._done.clear()
 
     def _settle(self) -> None:
-        """Hand over all results at once: one wake-up of the loop for many jobs."""
+        """Hand over many results at once, with one wake-up of the loop, but at most half of what the pool holds: their
+        outcomes can be written while the others are dealt with.
+        """  # noqa: D205
         self._notified = False
-        while self._done:
+        for _ in range(min(len(self._done), self._portion)):
             job, result, error = self._done.popleft()
             self._left()
             self._patient.pop(job, None)
@@ -296,6 +299,9 @@ class ThreadPool:
                 job.future.set_exception(_settable(error))
         self._last_end = time.monotonic()
         self._on_capacity()
+        if self._done and self._loop is not None and not self._notified:
+            self._notified = True
+            self._loop.call_soon(self._settle)
 
     def _left(self) -> None:
         self._in_pool -= 1

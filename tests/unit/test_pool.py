@@ -317,6 +317,23 @@ async def test_capacity_is_told_when_jobs_end(make_pool, gate):
     await until(lambda: told and told[-1] == 0)
 
 
+def stand_still_until(condition) -> None:
+    """Wait, and let the event loop wait, too."""
+    deadline = time.monotonic() + FOREVER
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+async def test_half_of_what_the_pool_holds_is_handed_over_at_a_time(make_pool):
+    told = []
+    pool = make_pool(1, on_capacity=lambda: told.append(sum(future.done() for future in futures)))
+    futures = [pool.submit(lambda: None) for _ in range(4)]
+    stand_still_until(lambda: len(pool._done) == 4)
+    await asyncio.gather(*futures)
+    assert told[:2] == [2, 4]
+
+
 async def test_shutdown_ends_idle_threads_now_and_busy_ones_after_their_job(make_pool, gate):
     pool = make_pool(2)
     futures = [pool.submit(gate.job(name)) for name in ("a", "b")]
