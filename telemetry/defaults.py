@@ -25,7 +25,7 @@ from telemetry.collector import QueueCollector, TelemetryCollector, WorkerCollec
 from telemetry.export import SHUTDOWN_LIMIT, SpanPipeline, application_has_provider, otlp_exporter
 from telemetry.logging import LogListener, configure_logging
 from telemetry.metrics import MetricsListener, event_metrics
-from telemetry.tracing import TracingListener
+from telemetry.tracing import TracingListener, exemplar
 
 OTLP_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 EXPORTERS: Final = {"otlp": None, "otlp_proto_http": "http/protobuf", "otlp_proto_grpc": "grpc"}
@@ -71,8 +71,7 @@ _registries: dict[int, tuple[CollectorRegistry, Collectors, TelemetryCollector]]
 def default_listeners(logger: Any, registry: CollectorRegistry = REGISTRY) -> Sequence[Hooks]:
     """Metrics in `registry`, spans with the application's provider, log events on `logger`."""
     collectors, _ = _collectors(registry)
-    tracing = TracingListener()
-    return (tracing, MetricsListener(registry, tracing.exemplar), collectors, LogListener(logger))
+    return (TracingListener(), MetricsListener(registry, exemplar), collectors, LogListener(logger))
 
 
 def configure(
