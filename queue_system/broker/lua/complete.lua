@@ -3,14 +3,15 @@
 -- ARGV  1 prefix  2 how long to keep a done operation (ms, 0: not at all)  3 1 when sent again after a lost reply
 --       then for each: id, token, kind o|c; the kind is O|C when its callback follows: id, "{priority}:{queue}", body
 -- Reply 1 done | 0 stale, for each
--- Cost  1 command for each, 2 more where it is kept or has a callback; at most 300 operations a call
+-- Cost  1 command for each, 2 more where it has a callback and those of that, 3 more where it is kept; at most 300 operations a call
 local prefix, keep, again = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local now = now_ms()
 local reply, ended, seen = {}, {}, {}
 local plain, plain_keys = {}, {}  -- those of which nothing is left and which nothing follows
 local processed, callbacks, stale = 0, 0, 0
 
-local function finish(id, key, i)
+-- `callback`: where in ARGV its callback begins, false when it has none.
+local function finish(id, key, callback)
   redis.call('ZREM', KEYS[1], id)
   if keep > 0 then
     redis.call('HSET', key, 'st', 'done')
@@ -18,7 +19,7 @@ local function finish(id, key, i)
   else
     redis.call('DEL', key)
   end
-  if i then spawn_callback(prefix, now, ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
+  if callback then spawn_callback(prefix, now, ARGV[callback], ARGV[callback + 1], ARGV[callback + 2]) end
 end
 
 local i = 4
