@@ -165,10 +165,14 @@ class HookChain(Hooks):
 
     def inject(self, headers: dict[str, str]) -> None:
         """See `Hooks`."""
-        self._each(lambda listener: listener.inject(headers), self._injectors)
+        for listener in self._injectors:
+            try:
+                listener.inject(headers)
+            except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted
+                self._failed(listener)
 
-    def _each(self, call: Callable[[Hooks], None], listeners: Sequence[Hooks] | None = None) -> None:
-        for listener in self._listeners if listeners is None else listeners:
+    def _each(self, call: Callable[[Hooks], None]) -> None:
+        for listener in self._listeners:
             try:
                 call(listener)
             except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted

@@ -79,6 +79,8 @@ class CircuitBreaker:
         self._failures = 0  # in a row; never 0 unless closed, which lets record_success skip the lock
         self._retry_at = 0.0
         self._probe = 0  # 0: no probe is under way
+        self.is_steady = True
+        """Closed, and the last call did not fail: then a call need not ask, nor say that it succeeded."""
 
     @property
     def state(self) -> CircuitState:
@@ -107,6 +109,7 @@ class CircuitBreaker:
             if self._state == "closed" or self._decides(probe):
                 self._failures = self._probe = 0
                 self._move("closed")
+                self.is_steady = True
 
     def record_failure(self, probe: int | None = None) -> None:
         """The call failed. Without `probe`, it is taken for the probe if the circuit is half open."""
@@ -114,6 +117,7 @@ class CircuitBreaker:
             if self._state != "closed" and not self._decides(probe):
                 return
             self._failures += 1
+            self.is_steady = False
             if self._state == "half_open" or self._failures >= self.failure_threshold:
                 self._retry_at = self._clock() + self.recovery_timeout
                 self._probe = 0
@@ -217,7 +221,7 @@ class _Breaking:
 
         def guarded(*args: Any, **kwargs: Any) -> Any:
             breaker = breaker_of(*args[:1])
-            if probe := breaker.before_call():
+            if not breaker.is_steady and (probe := breaker.before_call()):
                 with _Probing(breaker, probe, exceptions):
                     return target(*args, **kwargs)
             try:
@@ -225,7 +229,8 @@ class _Breaking:
             except Exception as error:
                 _record(breaker, 0, error, exceptions)
                 raise
-            breaker.record_success(0)
+            if not breaker.is_steady:
+                breaker.record_success(0)
             return result
 
         return guarded
@@ -235,7 +240,7 @@ class _Breaking:
 
         async def guarded(*args: Any, **kwargs: Any) -> Any:
             breaker = breaker_of(*args[:1])
-            if probe := breaker.before_call():
+            if not breaker.is_steady and (probe := breaker.before_call()):
                 with _Probing(breaker, probe, exceptions):
                     return await target(*args, **kwargs)
             try:
@@ -243,7 +248,8 @@ class _Breaking:
             except Exception as error:
                 _record(breaker, 0, error, exceptions)
                 raise
-            breaker.record_success(0)
+            if not breaker.is_steady:
+                breaker.record_success(0)
             return result
 
         return guarded
