@@ -9,9 +9,10 @@ from queue_system.broker.aio import AsyncBroker
 from queue_system.broker.clients import check_server
 from queue_system.broker.resend import worth_retrying
 from queue_system.config import QueueConfig
-from queue_system.enqueueing import DEFAULT_PRIORITY, FunctionOrName, OperationFactory, Steps, T, part_of
+from queue_system.enqueueing import OperationFactory, Steps, T, part_of
 from queue_system.errors import BrokerUnavailableError, QueueError
 from queue_system.retry import QueueRetryConfig
+from queue_system.template import DEFAULT_PRIORITY, NO_DELAY, FunctionOrName
 from queue_system.utils import circuit_breaker, retry_with_backoff, try_catch
 
 # What the package raises on purpose tells its story already; anything else is logged where it came up.
@@ -44,7 +45,7 @@ class QueueManager(OperationFactory):
         deduplication_key: str | None = None,
         custom_serializer: Callable[[Any], Any] | None = None,
         *,
-        delay: float = 0.0,
+        delay: float = NO_DELAY,
         deduplicate: bool = False,
         deduplication_window: float | None = None,
         durability: str | None = None,
@@ -88,24 +89,22 @@ class QueueManager(OperationFactory):
                 above the time that you go on trying, and the second is told as a duplicate of the first.
             NotDurableError: accepted, but with ``durability="wait"`` too few replicas have confirmed it in time.
         """
-        operation = self._new_operation(
-            entity,
+        template = self._template(
             processor,
-            queue_name=queue_name,
-            priority=priority,
-            operation_id=operation_id,
-            retry_config=retry_config,
-            on_success=on_success,
-            on_failure=on_failure,
-            timeout=timeout,
-            deduplication_key=deduplication_key,
-            custom_serializer=custom_serializer,
-            delay=delay,
-            deduplicate=deduplicate,
-            deduplication_window=deduplication_window,
-            durability=durability,
+            queue_name,
+            priority,
+            retry_config,
+            on_success,
+            on_failure,
+            timeout,
+            delay,
+            deduplication_window,
+            durability,
         )
-        return self._queue_operation(operation, operation["queue"], operation["priority"], custom_serializer)
+        operation = self._new_operation(
+            template, entity, operation_id, deduplication_key, deduplicate, custom_serializer
+        )
+        return self._queue_operation(operation, template.queue, template.priority, custom_serializer)
 
     @_logged
     def enqueue_batch(
@@ -124,9 +123,8 @@ class QueueManager(OperationFactory):
         Raises:
             QueueError: as `enqueue`. One bad entity refuses the whole batch, before anything is sent.
         """
-        serializer = kwargs.get("custom_serializer")
-        first, parts = self._new_operations(entities, processor, kwargs)
-        return self._drive(self._enqueue_steps(first, parts, serializer))
+        template, parts = self._new_operations(entities, processor, **kwargs)
+        return self._drive(self._enqueue_steps(template, parts, kwargs.get("custom_serializer")))
 
     @_logged
     @_guarded
@@ -168,20 +166,20 @@ class QueueManager(OperationFactory):
         custom_serializer: Callable[[Any], Any] | None = None,
     ) -> dict[str, Any]:
         """Encode one operation, send it, and tell what became of it."""
-        operation = {**queue_data, "queue": queue_name, "priority": priority}
-        steps = self._enqueue_steps(operation, [part_of(operation)], custom_serializer)
+        template = queue_data["template"].at(queue_name, priority)
+        steps = self._enqueue_steps(template, (part_of(queue_data),), custom_serializer)
         return self._drive(steps)[0]
 
     def _drive(self, steps: Steps[T]) -> T:
         try:
-            calls = next(steps)
+            calls, meanwhile = next(steps)
             while True:
                 try:
-                    replies = self.config.broker.run_many(calls)
+                    replies = self.config.broker.run_many(calls, meanwhile)
                 except QueueError as error:
-                    calls = steps.throw(error)
+                    calls, meanwhile = steps.throw(error)
                 else:
-                    calls = steps.send(replies)
+                    calls, meanwhile = steps.send(replies)
         except StopIteration as done:
             result: T = done.value
             return result
@@ -211,33 +209,37 @@ class AsyncQueueManager(OperationFactory):
         timeout: float | None = None,
         deduplication_key: str | None = None,
         custom_serializer: Callable[[Any], Any] | None = None,
-        **options: Any,
+        *,
+        delay: float = NO_DELAY,
+        deduplicate: bool = False,
+        deduplication_window: float | None = None,
+        durability: str | None = None,
     ) -> dict[str, Any]:
-        """See `QueueManager.enqueue`; `options` are its keyword-only arguments."""
-        operation = self._new_operation(
-            entity,
+        """See `QueueManager.enqueue`."""
+        template = self._template(
             processor,
-            queue_name=queue_name,
-            priority=priority,
-            operation_id=operation_id,
-            retry_config=retry_config,
-            on_success=on_success,
-            on_failure=on_failure,
-            timeout=timeout,
-            deduplication_key=deduplication_key,
-            custom_serializer=custom_serializer,
-            **options,
+            queue_name,
+            priority,
+            retry_config,
+            on_success,
+            on_failure,
+            timeout,
+            delay,
+            deduplication_window,
+            durability,
         )
-        return await self._queue_operation(operation, operation["queue"], operation["priority"], custom_serializer)
+        operation = self._new_operation(
+            template, entity, operation_id, deduplication_key, deduplicate, custom_serializer
+        )
+        return await self._queue_operation(operation, template.queue, template.priority, custom_serializer)
 
     @_logged
     async def enqueue_batch(
         self, entities: list[dict[str, Any]], processor: FunctionOrName, **kwargs: Any
     ) -> list[dict[str, Any]]:
         """See `QueueManager.enqueue_batch`."""
-        serializer = kwargs.get("custom_serializer")
-        first, parts = self._new_operations(entities, processor, kwargs)
-        return await self._drive(self._enqueue_steps(first, parts, serializer))
+        template, parts = self._new_operations(entities, processor, **kwargs)
+        return await self._drive(self._enqueue_steps(template, parts, kwargs.get("custom_serializer")))
 
     @_logged
     @_guarded
@@ -266,20 +268,20 @@ class AsyncQueueManager(OperationFactory):
         custom_serializer: Callable[[Any], Any] | None = None,
     ) -> dict[str, Any]:
         """See `QueueManager._queue_operation`."""
-        operation = {**queue_data, "queue": queue_name, "priority": priority}
-        steps = self._enqueue_steps(operation, [part_of(operation)], custom_serializer)
+        template = queue_data["template"].at(queue_name, priority)
+        steps = self._enqueue_steps(template, (part_of(queue_data),), custom_serializer)
         return (await self._drive(steps))[0]
 
     async def _drive(self, steps: Steps[T]) -> T:
         try:
-            calls = next(steps)
+            calls, meanwhile = next(steps)
             while True:
                 try:
-                    replies = await (await self._connected()).run_all(calls)
+                    replies = await (await self._connected()).run_all(calls, meanwhile)
                 except QueueError as error:
-                    calls = steps.throw(error)
+                    calls, meanwhile = steps.throw(error)
                 else:
-                    calls = steps.send(replies)
+                    calls, meanwhile = steps.send(replies)
         except StopIteration as done:
             result: T = done.value
             return result

@@ -62,9 +62,7 @@ class NewerSchemaError(DecodeError):
     """Written by a newer version of this package: for another worker, so it is put back and not given up."""
 
 
-_ID_GAP: Final = b"\x00"  # the encoder writes neither
-_ENTITY_GAP: Final = b"\x01"
-_GAPS: Final = {"operation_id": msgspec.Raw(_ID_GAP), "entity": msgspec.Raw(_ENTITY_GAP)}
+_GAP: Final = b"\x00"  # the encoder never writes it
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Operation)
@@ -77,33 +75,34 @@ def encode_operation(operation: Mapping[str, Any], entity: bytes, *, max_bytes: 
     Raises:
         EntityTooLargeError: more than `max_bytes` bytes (256 KiB by default).
     """
-    return Envelope(operation, max_bytes=max_bytes).encode(operation["operation_id"], entity)
+    return Envelope(operation).encode(operation["operation_id"], entity, max_bytes)
 
 
 class Envelope:
     """Encodes operations that differ by id and entity only: what they share is encoded once.
 
     Args:
-        operation: one of them.
-        max_bytes: limit of an encoded operation, 256 KiB by default.
+        operation: one of them. Its entity is of no interest; each one's own is written last.
     """
 
-    __slots__ = ("_max_bytes", "_shared")
+    __slots__ = ("_after_id", "_before_id", "_end")
 
-    def __init__(self, operation: Mapping[str, Any], *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        self._shared = _encoder.encode({**operation, **_GAPS})
-        self._max_bytes = max_bytes
+    def __init__(self, operation: Mapping[str, Any]) -> None:
+        shared = {**operation, "operation_id": msgspec.Raw(_GAP)}
+        shared.pop("entity", None)
+        self._before_id, _, rest = _encoder.encode({**shared, "entity": msgspec.Raw(_GAP)}).partition(_GAP)
+        self._after_id, _, self._end = rest.partition(_GAP)
 
-    def encode(self, operation_id: str, entity: bytes) -> bytes:
+    def encode(self, operation_id: str, entity: bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
         """The bytes for Redis of the operation with this id, and this entity, which is already JSON.
 
         Raises:
-            EntityTooLargeError: too many.
+            EntityTooLargeError: more than `max_bytes` bytes (256 KiB by default).
         """
-        body = self._shared.replace(_ID_GAP, _encoder.encode(operation_id), 1).replace(_ENTITY_GAP, entity, 1)
-        if len(body) > self._max_bytes:
+        body = b"".join((self._before_id, _encoder.encode(operation_id), self._after_id, entity, self._end))
+        if len(body) > max_bytes:
             raise EntityTooLargeError(
-                f"the operation is {len(body):,} bytes, more than max_operation_bytes={self._max_bytes:,}: "
+                f"the operation is {len(body):,} bytes, more than max_operation_bytes={max_bytes:,}: "
                 "enqueue a reference (a key, a path) instead of the data, or raise the limit"
             )
         return body

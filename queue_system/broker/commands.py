@@ -7,12 +7,12 @@ list their keys, arguments and replies; this module and `replies` are the only o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
 from queue_system.broker import replies
-from queue_system.broker.lanes import LEAST_MEMORY, LanePool
+from queue_system.broker.lanes import LEAST_MEMORY, Lane, LanePool
 from queue_system.broker.messages import (
     AUDIT_STEP,
     AUDIT_WINDOW,
@@ -67,16 +67,19 @@ class Commands:
             keys.wake,
             keys.wake_sync,
         )
+        self._enqueue_one_keys = keys.registry, keys.metrics
 
     def enqueue(
-        self, queue: str, priority: str, kind: str, operations: Iterable[NewOperation]
+        self, queue: str, priority: str, kind: str, operations: Sequence[NewOperation]
     ) -> Call[list[tuple[Accepted, str]]]:
         """Accept at most `MAX_ENQUEUE` operations; for each what became of it, and the holder of a duplicate.
 
         The call is one request, however often it is sent. It has taken a lane: give that back to `lanes` afterwards.
         """
-        lane = self.lanes.take()
-        args: list[Any] = [self.keys.prefix, f"{priority}:{queue}", kind, lane.number, self._answer_memory]
+        lane, name = self.lanes.take(), f"{priority}:{queue}"
+        if len(operations) == 1 and not operations[0].delay and operations[0].deduplication_key is None:
+            return self._enqueue_one(lane, name, kind, operations[0])
+        args: list[Any] = [self.keys.prefix, name, kind, lane.number, self._answer_memory]
         ids: list[str] = []
         for new in operations:
             key, window = new.deduplication_key, new.dedup_window
@@ -89,6 +92,16 @@ class Commands:
                 new.body,
             )
         return Call("enqueue", (*self._enqueue_keys, lane.key), args, partial(_became, ids), lane=lane)
+
+    def _enqueue_one(self, lane: Lane, name: str, kind: str, new: NewOperation) -> Call[list[tuple[Accepted, str]]]:
+        operation_id = new.operation_id
+        return Call(
+            "enqueue_one",
+            (lane.key, *self._enqueue_one_keys),
+            (self.keys.prefix, name, kind, lane.number, self._answer_memory, to_id(operation_id), new.body),
+            partial(_became, (operation_id,)),
+            lane=lane,
+        )
 
     def confirm(self, replicas: int, timeout: float) -> Call[int | QueueError]:
         """Wait until so many replicas have what was sent before on this connection, so it must be one of many.

@@ -20,6 +20,8 @@ import hiredis
 import redis
 import redis.exceptions as rex
 
+from queue_system.broker.messages import Meanwhile
+
 FRESH_FOR: Final = 1.0
 """Seconds after which redis-py's pool is to look at a connection, and do what it has put off, such as a new login."""
 
@@ -27,14 +29,20 @@ _READ_SIZE: Final = 65536
 _PUSH: Final[tuple[type, ...]] = (hiredis.PushNotification,) if hasattr(hiredis, "PushNotification") else ()
 
 Command: TypeAlias = tuple[Any, ...]
-_Exchanging: TypeAlias = Callable[[bytes, int], list[Any]]
+_Exchanging: TypeAlias = Callable[[bytes, int, Meanwhile], list[Any]]
+
+
+def _nothing() -> None:
+    """What is to be done meanwhile, mostly."""
 
 
 class Exchange(Protocol):
     """Gives one reply for each command, in one round trip on one connection. Thread-safe."""
 
-    def __call__(self, commands: Sequence[Command]) -> list[Any]:
+    def __call__(self, commands: Sequence[Command], meanwhile: Meanwhile = _nothing) -> list[Any]:
         """Send commands and read their replies. An error of a command is its reply.
+
+        Whoever gets replies has had `meanwhile` called.
 
         Raises:
             redis.RedisError, OSError: the exchange failed as a whole.
@@ -57,8 +65,9 @@ class PipelinedExchange:
     def __init__(self, client: Any) -> None:
         self._client = client
 
-    def __call__(self, commands: Sequence[Command]) -> list[Any]:
+    def __call__(self, commands: Sequence[Command], meanwhile: Meanwhile = _nothing) -> list[Any]:
         """See `Exchange`."""
+        meanwhile()  # the client sends and reads in one
         if len(commands) == 1:
             try:
                 return [self._client.execute_command(*commands[0])]
@@ -87,12 +96,12 @@ class DirectExchange:
         self._idle: list[_Kept] = []
         self._process = os.getpid()
 
-    def __call__(self, commands: Sequence[Command]) -> list[Any]:
+    def __call__(self, commands: Sequence[Command], meanwhile: Meanwhile = _nothing) -> list[Any]:
         """See `Exchange`."""
         packed = _packed(commands)
         kept = self._take()
         try:
-            replies = kept.exchange(packed, len(commands))
+            replies = kept.exchange(packed, len(commands), meanwhile)
         except BaseException:  # its next reply would be that of another command
             kept.connection.disconnect()
             self._pool.release(kept.connection)
@@ -156,8 +165,9 @@ def _exchanging_on(connection: Any) -> _Exchanging:
     return partial(_exchange_by_methods, connection)
 
 
-def _exchange_by_methods(connection: Any, packed: bytes, count: int) -> list[Any]:
+def _exchange_by_methods(connection: Any, packed: bytes, count: int, meanwhile: Meanwhile) -> list[Any]:
     connection.send_packed_command((packed,), check_health=False)
+    meanwhile()
     replies: list[Any] = []
     for _ in range(count):
         try:
@@ -185,8 +195,8 @@ class _Wire:
         self._pushed: Callable[[Any], object] = getattr(parser, "handle_push_response", _passed_over)
         self._incomplete = reader.gets()  # which is what it says as long as it has no reply
 
-    def exchange(self, packed: bytes, count: int) -> list[Any]:
-        """Send commands and read so many replies. An error of a command is its reply.
+    def exchange(self, packed: bytes, count: int, meanwhile: Meanwhile) -> list[Any]:
+        """Send commands, do something else, and read so many replies. An error of a command is its reply.
 
         Raises:
             redis.TimeoutError: the server did not answer in time.
@@ -195,6 +205,7 @@ class _Wire:
         replies: list[Any] = []
         try:
             self._send(packed)
+            meanwhile()
             while len(replies) < count:
                 reply = self._gets()
                 if reply is self._incomplete:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
@@ -13,6 +13,9 @@ from queue_system.broker.lanes import Lane
 from queue_system.errors import QueueError
 
 T = TypeVar("T")
+
+Meanwhile: TypeAlias = Callable[[], object]
+"""What the caller has to do anyway, and can do while Redis is at work: called once, before the replies are read."""
 
 MAX_ENQUEUE: Final = 1000  # operations a call: Lua's unpack is safe up to there, and 1,000 take about 15 ms of Redis
 MAX_CLAIM: Final = 400

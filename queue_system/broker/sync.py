@@ -9,7 +9,7 @@ import redis
 from redis.exceptions import NoScriptError
 
 from queue_system.broker.exchange_sync import Exchange, exchange_of
-from queue_system.broker.messages import Call
+from queue_system.broker.messages import Call, Meanwhile
 from queue_system.broker.resend import Resend, command_of, read, refusal, unsettled, worth_retrying
 from queue_system.broker.scripts import Script, load_scripts
 from queue_system.broker.translate import CLIENT_ERRORS, translate
@@ -39,14 +39,16 @@ class SyncBroker:
         """Send one call, parse its reply; an idempotent call is tried again when the connection fails."""
         return call.parse(self._attempt(call, Resend(self._address)))
 
-    def run_many(self, calls: Sequence[Call[T]]) -> list[T]:
+    def run_many(self, calls: Sequence[Call[T]], meanwhile: Meanwhile | None = None) -> list[T]:
         """Send calls in one round trip, on one connection; raises the first error, after all were sent.
 
-        All of them are tried again when the connection fails, if all are idempotent.
+        All of them are tried again when the connection fails, if all are idempotent. When it returns, `meanwhile` was
+        called once.
         """
+        resend = Resend(self._address, meanwhile)
         if len(calls) == 1:
-            return [calls[0].parse(self._attempt(calls[0], Resend(self._address)))]
-        replies = self._attempt_many(calls, Resend(self._address))
+            return [calls[0].parse(self._attempt(calls[0], resend))]
+        replies = self._attempt_many(calls, resend)
         return [read(call, reply, self._address) for call, reply in zip(calls, replies, strict=True)]
 
     def server_version(self) -> str:
@@ -67,7 +69,7 @@ class SyncBroker:
     @retry_with_backoff(attempts=lambda self, call, _: self._tries if call.idempotent else 1, retry_if=worth_retrying)
     def _attempt(self, call: Call[Any], resend: Resend) -> Any:
         try:
-            reply = self._exchange((command_of(call, self._scripts),))[0]
+            reply = self._exchange((command_of(call, self._scripts),), resend.do_meanwhile)[0]
             if isinstance(reply, NoScriptError):  # a new server, or SCRIPT FLUSH: nothing ran
                 reply = self._exchange((command_of(call, self._scripts, by_source=True),))[0]
             if isinstance(reply, Exception):
@@ -82,7 +84,7 @@ class SyncBroker:
     )
     def _attempt_many(self, calls: Sequence[Call[Any]], resend: Resend) -> list[Any]:
         try:
-            replies = self._send_many(calls)
+            replies = self._send_many(calls, resend)
             error = refusal(calls, replies)
             if error is not None:
                 resend.ambiguous |= any(not isinstance(reply, Exception) for reply in replies)
@@ -91,8 +93,8 @@ class SyncBroker:
             raise resend.failed(error) from error
         return replies
 
-    def _send_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
-        replies = self._exchange([command_of(call, self._scripts) for call in calls])
+    def _send_many(self, calls: Sequence[Call[Any]], resend: Resend) -> list[Any]:
+        replies = self._exchange([command_of(call, self._scripts) for call in calls], resend.do_meanwhile)
         again = unsettled(calls, replies)
         if again:
             commands = [command_of(calls[i], self._scripts, by_source=True) for i in again]

@@ -107,15 +107,15 @@ def test_as_many_as_one_request_may_have(rig, request_for):
     assert len(answer) == MAX_ENQUEUE
     assert rig.run(request) == answer
     assert rig.ready() == []
-    assert rig.redis.strlen(request.keys[-1]) < 3 * MAX_ENQUEUE
+    assert rig.redis.strlen(request.lane.key) < 3 * MAX_ENQUEUE
 
 
 def test_an_answer_is_kept_for_a_while(rig, request_for):
     request = request_for(new("a"))
     rig.run(request)
     memory = request.args[4]
-    assert memory - 5000 < rig.redis.pttl(request.keys[-1]) <= memory
-    rig.redis.delete(request.keys[-1])  # as its expiry does
+    assert memory - 5000 < rig.redis.pttl(request.lane.key) <= memory
+    rig.redis.delete(request.lane.key)  # as its expiry does
     assert rig.run(request) == [(DUPLICATE_ID, "a")]
 
 
@@ -148,7 +148,7 @@ def test_what_cannot_be_read_is_refused_before_anything_is_written(rig, request_
     request, before = request_for(new("a"), new("b", "key")), all_but_lane(rig)
     with pytest.raises(BrokerReplyError):
         rig.run(request)
-    assert (all_but_lane(rig), rig.redis.exists(request.keys[-1])) == (before, 0)
+    assert (all_but_lane(rig), rig.redis.exists(request.lane.key)) == (before, 0)
     rig.redis.delete(broken)
     assert rig.run(request) == [(QUEUED, "a"), (QUEUED, "b")]
 

@@ -433,8 +433,8 @@ class BrokerMachine(RuleBasedStateMachine):
 
     def _send_again(self, sent: tuple[Call[list[tuple[Accepted, str]]], list[tuple[str, str]]]) -> None:
         request, expected = sent
-        lane, number = request.keys[-1], request.args[3]
-        if any(one.keys[-1] == lane and one.args[3] > number for one, _ in self.sent):
+        lane, number = request.lane, request.args[3]
+        if any(one.lane is lane and one.args[3] > number for one, _ in self.sent):
             self.met["sent too late"] += 1
             try:
                 replies: object = self.broker.run(request)

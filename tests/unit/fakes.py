@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from queue_system import AsyncQueueManager, QueueConfig, QueueManager
-from queue_system.broker.messages import Call
+from queue_system.broker.messages import Call, Meanwhile
 from queue_system.events import (
     Event,
 )
@@ -31,7 +31,9 @@ class FakeBroker:
         self.calls.append(call)
         return call.parse(self.answer(call))
 
-    def run_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
+    def run_many(self, calls: Sequence[Call[Any]], meanwhile: Meanwhile | None = None) -> list[Any]:
+        if meanwhile is not None:
+            meanwhile()
         return [self.run(call) for call in calls]
 
     def close(self) -> None:
@@ -49,8 +51,8 @@ class AsyncFakeBroker(FakeBroker):
     async def server_version(self) -> str:
         return self.version
 
-    async def run_all(self, calls: Sequence[Call[Any]]) -> list[Any]:
-        return self.run_many(calls)
+    async def run_all(self, calls: Sequence[Call[Any]], meanwhile: Meanwhile | None = None) -> list[Any]:
+        return self.run_many(calls, meanwhile)
 
 
 class Recorder(Hooks):
@@ -102,15 +104,25 @@ class Sent(SimpleNamespace):
 
 def sent(broker) -> list[Sent]:
     operations = []
-    for call in broker.named("enqueue"):
-        _, queue, kind, _, _, *rest = call.args
-        for at in range(0, len(rest), 5):
-            operation_id, delay, digest, window, body = rest[at : at + 5]
+    for call in broker.calls:
+        for operation_id, delay, digest, window, body in operations_of(call):
             fields = {"id": operation_id.decode(), "delay": delay, "digest": digest, "window": window}
-            operations.append(
-                Sent(queue=queue, kind=kind, body=decode_operation(body, max_depth=1000), raw=body, **fields)
-            )
+            decoded = decode_operation(body, max_depth=1000)
+            operations.append(Sent(queue=call.args[1], kind=call.args[2], body=decoded, raw=body, **fields))
     return operations
+
+
+def operations_of(call: Call[Any]) -> list[tuple[Any, ...]]:
+    """What a call enqueues: id, delay, dedup digest, dedup window, body."""
+    rest = call.args[5:]
+    if call.name == "enqueue":
+        return [tuple(rest[at : at + 5]) for at in range(0, len(rest), 5)]
+    return [(rest[0], 0, "", 0, rest[1])] if call.name == "enqueue_one" else []
+
+
+def queued(call: Call[Any]) -> list[bytes]:
+    """The reply to a call that enqueues, when all of it is queued."""
+    return [b"q"] * len(operations_of(call))
 
 
 class Producer:
@@ -118,7 +130,7 @@ class Producer:
 
     def __init__(self, kind: str, **options) -> None:
         self.config = QueueConfig(**{"telemetry": None, "registry": Registry(), **options})
-        self.answer = lambda call: [b"q"] * ((len(call.args) - 5) // 5)
+        self.answer = queued
         make_broker = FakeBroker if kind == "sync" else AsyncFakeBroker
         self.broker = make_broker(lambda call: self.answer(call))  # noqa: PLW0108  a test may set another answer
         self.config._broker = self.broker

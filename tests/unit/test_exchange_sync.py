@@ -115,12 +115,17 @@ class Server:
             _sock=own, _parser=SimpleNamespace(_reader=reader, handle_push_response=self.pushed.append)
         )
         self.exchange = exchange_sync._exchanging_on(self.connection)
+        self.arrived: list[bytes] = []
+
+    def look(self) -> None:
+        """Note what has arrived."""
+        self.arrived.append(self.socket.recv(100))
 
     def ask(self, *answers: bytes, count: int = 1) -> list[object]:
         """What is read when it answers so."""
         for answer in answers:
             self.socket.sendall(answer)
-        return self.exchange(b"?", count)
+        return self.exchange(b"?", count, self.look)
 
 
 @pytest.fixture
@@ -133,7 +138,11 @@ def server():
 
 def test_what_is_sent_arrives_and_replies_come_in_order(server):
     assert server.ask(b"+OK\r\n:1\r\n", b"*1\r\n$1\r\nq\r\n", count=3) == [b"OK", 1, [b"q"]]
-    assert server.socket.recv(100) == b"?"
+
+
+def test_what_is_to_be_done_meanwhile_is_done_after_the_sending(server):
+    server.ask(b"+OK\r\n")
+    assert server.arrived == [b"?"]
 
 
 def test_a_reply_may_come_in_parts(server):
@@ -166,10 +175,10 @@ def test_no_answer_in_time_is_told_as_by_redis_py(server):
 def test_the_end_of_a_connection_is_told_as_by_redis_py(server):
     server.socket.shutdown(socket.SHUT_WR)
     with pytest.raises(rex.ConnectionError, match="closed by server"):
-        server.exchange(b"?", 1)
+        server.ask()
     server.socket.close()
     with pytest.raises(rex.ConnectionError, match="talking to the server"):
-        server.exchange(b"?", 1)
+        server.exchange(b"?", 1, lambda: None)
 
 
 def test_a_push_is_passed_over_where_redis_py_has_nothing_for_it(server):

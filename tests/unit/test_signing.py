@@ -12,7 +12,7 @@ import struct
 import traceback
 
 import pytest
-from fakes import Producer, compute
+from fakes import Producer, compute, operations_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -222,8 +222,8 @@ def test_the_variable_of_the_rollout(monkeypatch):
 def test_a_producer_signs_what_it_sends(kind):
     producer = Producer(kind, signing_keys=[OLD])
     producer.enqueue({"n": 1}, compute, queue_name="mail", priority="high")
-    (call,) = producer.broker.named("enqueue")
-    *_, operation_id, _, _, _, sealed = call.args
+    (call,) = producer.broker.calls
+    ((operation_id, *_, sealed),) = operations_of(call)
     assert sealed.startswith(b"hs1:2026-01:")
     body = producer.config.signer.open(operation_id.decode(), "high:mail", sealed, max_bytes=10_000)
     assert json.loads(body)["entity"] == {"n": 1}

@@ -16,6 +16,12 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+-- The same as a text. A script that only stores it is spared the forming of a number.
+local function now_text()
+  local t = redis.call('TIME')
+  return t[1] .. string.sub('00000' .. t[2], -6, -4)
+end
+
 local function op_key(prefix, id)
   return prefix .. 'op:' .. id
 end
@@ -138,4 +144,21 @@ local function append_history(key, record)
     history = string.sub(history, cut + 1)
   end
   redis.call('HSET', key, 'hist', history)
+end
+
+-- Leaves the answer to a request in its producer's lane, in exchange for the last one. Returns what to reply instead if
+-- the request is not to be carried out, else nil; and what was there, to be put back if it cannot be carried out.
+local function answer_in(lane, number, answer, ttl)
+  local last = redis.pcall('SET', lane, number .. ' ' .. answer, 'PX', ttl, 'GET')
+  local refused = type(last) == 'table' and last
+  if refused then last = redis.call('GET', lane) end  -- out of memory, say: an answer that is kept is given all the same
+  local ahead = last and tonumber(string.match(last, '^%d+') or 0) - number
+  if not ahead or ahead < 0 then return refused or nil, last end
+  if ahead > 0 and refused then return refused end
+  if not refused then redis.call('SET', lane, last, 'PX', ttl) end
+  -- It was on its way for so long that its sender has gone on to other requests, and listens no more.
+  if ahead > 0 then return redis.error_reply('LATE this request was given up') end
+  local replies = {}
+  for one in string.gmatch(string.sub(last, #number + 1), '%S+') do replies[#replies + 1] = one end
+  return replies
 end

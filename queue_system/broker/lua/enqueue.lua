@@ -7,7 +7,7 @@
 --       then for each: id, delay (ms), dedup digest or '', dedup window (ms), body
 -- Reply one string for each: 'q' queued | 's' scheduled | 'i' the id exists | 'd{holder}' duplicate of holder
 -- Cost  7 commands, and one for each operation, 2 more with a dedup key; at most 1,000 operations a call
-local prefix, queue, number = ARGV[1], ARGV[2], tonumber(ARGV[4])
+local prefix, queue = ARGV[1], ARGV[2]
 
 -- First all is read that decides on the replies: what cannot be read raises while nothing has been written.
 local now = now_ms()
@@ -43,34 +43,15 @@ for j = 1, n do
   end
 end
 
--- The answer for the lane, in exchange for the last one: whoever turns out to be no new request puts that back.
-local function keep(answer)
-  return redis.pcall('SET', KEYS[7], answer, 'PX', ARGV[5], 'GET')
-end
-
-local last = keep(ARGV[4] .. ' ' .. table.concat(reply, ' '))
-local refused = type(last) == 'table' and last
-if refused then last = redis.call('GET', KEYS[7]) end  -- out of memory, say: an answer that is kept is given all the same
-local last_number = last and tonumber(string.match(last, '^%d+'))
-if last_number == number then
-  if not refused then keep(last) end
-  local replies = {}
-  for one in string.gmatch(string.sub(last, #ARGV[4] + 1), '%S+') do replies[#replies + 1] = one end
-  return replies
-end
-if refused then return refused end
--- It was on its way for so long that its sender has gone on to other requests, and listens no more.
-if last_number and last_number > number then
-  keep(last)
-  return redis.error_reply('LATE this request was given up')
-end
+local instead, last = answer_in(KEYS[7], ARGV[4], table.concat(reply, ' '), ARGV[5])
+if instead then return instead end
 
 -- A key of that name that is no such container refuses the ids, and with them the request. One request of a manager has
 -- one delay, and so one of the two.
 local put = #ready > 0 and redis.pcall('RPUSH', prefix .. queue, unpack(ready))
 if #scheduled > 0 and type(put) ~= 'table' then put = redis.pcall('ZADD', KEYS[3], unpack(scheduled)) end
 if type(put) == 'table' then
-  keep(last or '0')  -- the number of no request
+  redis.call('SET', KEYS[7], last or '0', 'PX', ARGV[5])  -- 0 is the number of no request
   return put
 end
 local at = now .. ''  -- as a text, which is made once
