@@ -88,7 +88,7 @@ MUTANTS: Final = (
     _mutant("a request is carried out twice", COMMON, "if not ahead or ahead < 0 then", "if true then"),
     _mutant("any answer is taken for its own", COMMON, "if not ahead or ahead < 0 then", "if not ahead then",
             "if ahead > 0 then return redis.error_reply", "if false then return redis.error_reply"),
-    _mutant("no answer is kept", COMMON, "redis.pcall('SET', lane, number", "redis.pcall('SET', lane .. number, number"),
+    _mutant("no answer is kept", COMMON, "redis.pcall('SET', lane,", "redis.pcall('SET', lane .. number,"),
     _mutant("an answer is kept for ever", COMMON, ", 'PX', ttl, 'GET')", ", 'GET')"),
     _mutant("a late request takes the answer of the last", COMMON, "if not refused then redis.call('SET', lane",
             "if not refused and ahead == 0 then redis.call('SET', lane"),
