@@ -78,14 +78,14 @@ def deliveries(flat: Any, ready: tuple[str, ...], now: float) -> list[Delivery]:
             from_id(raw_id),
             ready[index - 1] if index else "",
             int(token),
-            whole(count),
-            # Most often 0, or empty: not worth a call.
+            # Most often 1, 0 or empty, or the same as another one: not worth a call.
+            1 if count == b"1" else whole(count),
             whole(attempts) if attempts else 0,
             whole(crashes) if crashes else 0,
             whole(exhaustions) if exhaustions else 0,
             whole(first, now_ms) / 1000,
-            whole(due, now_ms) / 1000,
-            whole(accepted_at, now_ms) / 1000,
+            due_at := whole(due, now_ms) / 1000,
+            due_at if accepted_at == due else whole(accepted_at, now_ms) / 1000,
             now,
             text(trace) if trace else "",
             as_bytes(body),
