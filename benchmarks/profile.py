@@ -57,7 +57,7 @@ PARTS: Final[dict[str, tuple[str, ...]]] = {
         "queue_system.runtime.engine:Engine._claimed",
     ),
     "slots, lanes and worker tasks": (
-        "queue_system.runtime.intake", "queue_system.runtime.lane", "queue_system.runtime.loops",
+        "queue_system.runtime.intake", "queue_system.runtime.lane", "queue_system.runtime.loops", "queue_system.eager",
         "queue_system.runtime.account", "queue_system.runtime.recycle", "queue_system.runtime.engine:Engine.done",
         "queue_system.worker:QueueWorker._worker_loop", "queue_system.worker:QueueWorker._process_queue_item",
         "queue_system.worker:QueueWorker._is_ended", "queue_system.resilience", "queue_system.utils",

@@ -12,6 +12,8 @@ from typing import Any, Final
 import hiredis
 import redis.exceptions as rex
 
+from queue_system.eager import EagerFuture
+
 _INCOMPLETE: Final = object()
 _PUSH: Final[tuple[type, ...]] = (hiredis.PushNotification,) if hasattr(hiredis, "PushNotification") else ()
 
@@ -35,7 +37,8 @@ class Wire(asyncio.Protocol):
         self._pending: asyncio.Future[list[Any]] | None = None
         self._missing = 0
         self._replies: list[Any] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._too_late_at: float | None = None
+        self._timer: asyncio.TimerHandle | None = None  # one for many exchanges: it looks at the time of the current
         self._transport: Any = connection._writer.transport  # noqa: SLF001  redis-py gives it to nobody
         self._former: asyncio.BaseProtocol = self._transport.get_protocol()
         self._transport.set_protocol(self)
@@ -44,13 +47,16 @@ class Wire(asyncio.Protocol):
         """Send commands.
 
         Returns:
-            A future of so many replies, and no task, so that only who has it can cancel it. An error of a command is
-            its reply. It raises `redis.TimeoutError` when they are not all there after `timeout` seconds, and
-            `redis.ConnectionError` when the connection is closed.
+            An eager future of so many replies, and no task, so that only who has it can cancel it. An error of a
+            command is its reply. It raises `redis.TimeoutError` when they are not all there after `timeout` seconds,
+            and `redis.ConnectionError` when the connection is closed.
         """
-        self._pending = pending = self._loop.create_future()
+        pending: EagerFuture[list[Any]] = EagerFuture(self._loop)
+        self._pending = pending
         self._missing, self._replies = count, []
-        self._timer = None if timeout is None else self._loop.call_later(timeout, self._too_late)
+        self._too_late_at = None if timeout is None else self._loop.time() + timeout
+        if self._timer is None:
+            self._set_timer()
         self._transport.write(packed)
         return pending
 
@@ -72,6 +78,8 @@ class Wire(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self.closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         self._fail(exc or rex.ConnectionError("Connection closed by server."))
         self._former.connection_lost(exc)  # whoever waits for the end of its stream
 
@@ -85,8 +93,18 @@ class Wire(asyncio.Protocol):
         if pending is not None:
             pending.set_result(self._replies)
 
-    def _too_late(self) -> None:
-        self._fail(rex.TimeoutError("Timeout reading from socket"))
+    def _set_timer(self) -> None:
+        at = self._too_late_at
+        self._timer = None if at is None else self._loop.call_at(at, self._look_at_the_time)
+
+    def _look_at_the_time(self) -> None:
+        self._timer = None
+        if self._pending is None or self._too_late_at is None:
+            return  # the next exchange sets it
+        if self._loop.time() < self._too_late_at:
+            self._set_timer()
+        else:
+            self._fail(rex.TimeoutError("Timeout reading from socket"))
 
     def _fail(self, error: Exception) -> None:
         pending = self._ended()
@@ -95,7 +113,5 @@ class Wire(asyncio.Protocol):
 
     def _ended(self) -> asyncio.Future[list[Any]] | None:
         """What waits for the replies, unless it was cancelled or has ended already."""
-        if self._timer is not None:
-            self._timer.cancel()
-        pending, self._pending, self._timer = self._pending, None, None
+        pending, self._pending = self._pending, None
         return None if pending is None or pending.done() else pending

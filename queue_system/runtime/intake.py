@@ -87,8 +87,8 @@ class Intake:
         self.sync_held += sync
         self.async_held += len(claims) - sync
         self.account.change(self.async_held)
-        for claim in claims:
-            self.requeue(claim)
+        self._sync_lane.extend(claim for claim in claims if claim.sync)
+        self._async_lane.extend(claim for claim in claims if not claim.sync)
 
     def next(self, *, sync: bool) -> Awaitable[Claim]:
         """The next claim of a lane."""

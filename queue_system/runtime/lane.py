@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Generic, TypeVar
+
+from queue_system.eager import EagerFuture
 
 T = TypeVar("T")
 
@@ -17,8 +19,9 @@ TURN: Final = 0.001
 class Lane(Generic[T]):
     """First in, first out. Not thread-safe: for the event loop's own thread.
 
-    One waiting task is woken at a time, and wakes the next one as it takes something and leaves something. So work that
-    never waits is done by one task without any switching, and work that does is spread over all of them.
+    One waiting task after the other goes on, each until it waits for something itself, as long as there is something to
+    take. So work that never waits is done by one task without any switching, and work that does is spread over all of
+    them.
 
     Args:
         others_wait: whether a task that goes on and on should let others have the event loop now.
@@ -31,8 +34,8 @@ class Lane(Generic[T]):
         self._others_wait = others_wait
         self._on_empty = on_empty
         self._things: deque[T] = deque()
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._woken = False  # one is on its way here
+        self._waiting: deque[EagerFuture[None]] = deque()
+        self._waking = False  # they are being woken, or will be
         self._turn_ends = 0.0
 
     def __len__(self) -> int:
@@ -41,6 +44,11 @@ class Lane(Generic[T]):
     def put(self, thing: T) -> None:
         """Add one."""
         self._things.append(thing)
+        self._wake()
+
+    def extend(self, things: Iterable[T]) -> None:
+        """Add several at once: a task that is woken, which may go on before this returns, finds all of them."""
+        self._things.extend(things)
         self._wake()
 
     async def get(self) -> T:
@@ -75,28 +83,37 @@ class Lane(Generic[T]):
 
     async def _wait(self) -> None:
         while not self._things:
-            waiter = asyncio.get_running_loop().create_future()
+            waiter: EagerFuture[None] = EagerFuture(asyncio.get_running_loop())
             self._waiting.append(waiter)
             try:
                 await waiter
             except asyncio.CancelledError:
-                self._left(waiter)
+                if waiter in self._waiting:
+                    self._waiting.remove(waiter)
+                self._wake()  # it may have been woken, and nobody else
                 raise
-            self._woken = False
         self._turn_ends = time.monotonic() + TURN
 
-    def _left(self, waiter: asyncio.Future[None]) -> None:
-        """A waiting task was cancelled; if it had been woken, another one is woken instead."""
-        if waiter in self._waiting:
-            self._waiting.remove(waiter)
-        elif not waiter.cancelled():
-            self._woken = False
-            if self._things:
-                self._wake()
-
     def _wake(self) -> None:
-        while self._waiting and not self._woken:
-            waiter = self._waiting.popleft()
-            if not waiter.done():  # cancelled: its task has not run since
-                waiter.set_result(None)
-                self._woken = True
+        if not self._things or not self._waiting or self._waking:
+            return
+        loop = asyncio.get_running_loop()
+        if asyncio.current_task(loop) is None:
+            self._wake_all()
+        else:  # when this one waits, or is through
+            self._waking = True
+            loop.call_soon(self._wake_all)
+
+    def _wake_all(self) -> None:
+        ends = time.monotonic() + TURN
+        self._waking = True
+        try:
+            while self._things and self._waiting:
+                waiter = self._waiting.popleft()
+                if not waiter.done():  # cancelled: its task has not run since
+                    waiter.set_result(None)
+                if self._others_wait() or time.monotonic() > ends:
+                    asyncio.get_running_loop().call_soon(self._wake)
+                    break
+        finally:
+            self._waking = False

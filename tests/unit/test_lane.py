@@ -86,6 +86,30 @@ async def test_work_that_waits_is_spread_over_all(lane, take):
     assert len(takers.takers) == 20
 
 
+async def test_outside_of_a_task_the_first_takers_go_on_at_once_and_find_all_of_it(lane, take):
+    takers = await take(3, hold=True)
+    seen = []
+
+    def put():
+        lane.extend([1, 2])
+        seen.extend(takers.taken)
+
+    asyncio.get_running_loop().call_soon(put)
+    await until(lambda: seen == [1, 2])
+    assert takers.takers == {0, 1}
+
+
+async def test_takers_that_keep_the_event_loop_busy_let_others_have_their_turn(lane, take, monkeypatch):
+    monkeypatch.setattr(lane_module, "TURN", -1.0)
+    takers = await take(20, hold=True)
+    seen = []
+    lane.extend(range(20))
+    while len(takers.taken) < 20:
+        await asyncio.sleep(0)
+        seen.append(len(takers.taken))
+    assert len(set(seen)) > 5
+
+
 async def test_the_event_loop_gets_its_turn_while_one_task_is_busy(lane, take, monkeypatch):
     monkeypatch.setattr(lane_module, "TURN", 0.0)
     takers = await take(1)
