@@ -111,7 +111,17 @@ local function put_back(list, ids, i)
   for k = #ids, i, -1 do redis.call('LPUSH', list, ids[k]) end
 end
 
-promote()
+-- When the next one is due (ms); nil when nothing is delayed.
+local function next_due()
+  local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+  return first[2] and tonumber(first[2])
+end
+
+local due = next_due()
+if due and due <= now then
+  promote()
+  due = next_due()
+end
 local more = { a = 0, s = 0 }
 for j = 1, #KEYS - 8 do
   local list, kind = KEYS[j + 8], string.sub(kinds, j, j)
@@ -145,7 +155,6 @@ if #leases > 0 then redis.call('ZADD', KEYS[1], unpack(leases)) end
 if more.a == 1 then wake(prefix, 'a') end
 if more.s == 1 then wake(prefix, 's') end
 
-local next_due = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
 local version = redis.call('GET', KEYS[8]) or '0'
 local registry = version ~= ARGV[5] and redis.call('HGETALL', KEYS[7]) or {}
-return { now, next_due[2] and math.max(next_due[2] - now, 0) or -1, more.a, more.s, version, registry, operations, suspects }
+return { now, due and math.max(due - now, 0) or -1, more.a, more.s, version, registry, operations, suspects }
