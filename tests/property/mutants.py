@@ -99,8 +99,6 @@ MUTANTS: Final = (
     _mutant("a request comes in after it was given up", COMMON, "if not ahead or ahead < 0 then", "if ahead ~= 0 then"),
     # What comes in
     _mutant("enqueue takes an id twice", "enqueue", "redis.call('EXISTS', keys[j]) == 1", "false"),
-    _mutant("an id is taken twice when it comes alone", "enqueue_one",
-            "redis.call('EXISTS', key) == 0 and 'q' or 'i'", "'q'"),
     _mutant("what comes alone wakes nobody", "enqueue_one", "wake(prefix, note_kind(prefix, queue, known, ARGV[3]))",
             "note_kind(prefix, queue, known, ARGV[3])"),
     _mutant("what comes alone is not counted", "enqueue_one", "add(KEYS[3], 'enqueued', 1)", ""),
