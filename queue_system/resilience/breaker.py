@@ -76,11 +76,10 @@ class CircuitBreaker:
         self._on_change = on_change
         self._lock = threading.RLock()  # re-entrant, so that on_change may look at the breaker
         self._state: CircuitState = "closed"
-        self._failures = 0  # in a row; never 0 unless closed, which lets record_success skip the lock
+        self.failures = 0
+        """In a row; never 0 unless closed: as long as it is, a call need not ask, nor say that it succeeded."""
         self._retry_at = 0.0
         self._probe = 0  # 0: no probe is under way
-        self.is_steady = True
-        """Closed, and the last call did not fail: then a call need not ask, nor say that it succeeded."""
 
     @property
     def state(self) -> CircuitState:
@@ -103,22 +102,21 @@ class CircuitBreaker:
 
     def record_success(self, probe: int | None = None) -> None:
         """The call succeeded. Without `probe`, it is taken for the probe if the circuit is half open."""
-        if not self._failures:
+        if not self.failures:
             return
         with self._lock:
             if self._state == "closed" or self._decides(probe):
-                self._failures = self._probe = 0
+                self._probe = 0
                 self._move("closed")
-                self.is_steady = True
+                self.failures = 0
 
     def record_failure(self, probe: int | None = None) -> None:
         """The call failed. Without `probe`, it is taken for the probe if the circuit is half open."""
         with self._lock:
             if self._state != "closed" and not self._decides(probe):
                 return
-            self._failures += 1
-            self.is_steady = False
-            if self._state == "half_open" or self._failures >= self.failure_threshold:
+            self.failures += 1
+            if self._state == "half_open" or self.failures >= self.failure_threshold:
                 self._retry_at = self._clock() + self.recovery_timeout
                 self._probe = 0
                 self._move("open")
@@ -138,7 +136,7 @@ class CircuitBreaker:
         wait = self._retry_at - now
         if wait > 0:
             wait = min(wait, _PROBE_PAUSE) if self._state == "half_open" else wait
-            what = f"circuit {self.name!r} is {self._state} after {self._failures} failures"
+            what = f"circuit {self.name!r} is {self._state} after {self.failures} failures"
             raise CircuitOpenError(f"{what}: try again in {wait:.1f} s", retry_after=wait)
         self._retry_at = now + self.recovery_timeout
         self._probe = next(_probe_numbers)
@@ -221,7 +219,7 @@ class _Breaking:
 
         def guarded(*args: Any, **kwargs: Any) -> Any:
             breaker = breaker_of(*args[:1])
-            if not breaker.is_steady and (probe := breaker.before_call()):
+            if breaker.failures and (probe := breaker.before_call()):
                 with _Probing(breaker, probe, exceptions):
                     return target(*args, **kwargs)
             try:
@@ -229,7 +227,7 @@ class _Breaking:
             except Exception as error:
                 _record(breaker, 0, error, exceptions)
                 raise
-            if not breaker.is_steady:
+            if breaker.failures:
                 breaker.record_success(0)
             return result
 
@@ -240,7 +238,7 @@ class _Breaking:
 
         async def guarded(*args: Any, **kwargs: Any) -> Any:
             breaker = breaker_of(*args[:1])
-            if not breaker.is_steady and (probe := breaker.before_call()):
+            if breaker.failures and (probe := breaker.before_call()):
                 with _Probing(breaker, probe, exceptions):
                     return await target(*args, **kwargs)
             try:
@@ -248,7 +246,7 @@ class _Breaking:
             except Exception as error:
                 _record(breaker, 0, error, exceptions)
                 raise
-            if not breaker.is_steady:
+            if breaker.failures:
                 breaker.record_success(0)
             return result
 
