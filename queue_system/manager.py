@@ -1,23 +1,25 @@
-"""`QueueManager` and `AsyncQueueManager`: the producer's side. Thin: the steps are in `enqueueing`."""
+"""`QueueManager` and `AsyncQueueManager`: the producer's side. Thin: what they do is in `enqueueing` and `request`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 from queue_system.broker.aio import AsyncBroker
 from queue_system.broker.clients import check_server
 from queue_system.broker.resend import worth_retrying
 from queue_system.config import QueueConfig
-from queue_system.enqueueing import OperationFactory, Steps, T, part_of
+from queue_system.enqueueing import OperationFactory, Steps, T
 from queue_system.errors import BrokerUnavailableError, QueueError
+from queue_system.request import EnqueueRequest
 from queue_system.retry import QueueRetryConfig
 from queue_system.template import DEFAULT_PRIORITY, NO_DELAY, FunctionOrName
 from queue_system.utils import circuit_breaker, retry_with_backoff, try_catch
 
 # What the package raises on purpose tells its story already; anything else is logged where it came up.
 _logged = try_catch(log=lambda error: not isinstance(error, QueueError))
-_guarded = circuit_breaker(breaker=lambda self: self.config.breaker, exceptions=(BrokerUnavailableError,))
+_guarded = circuit_breaker(breaker=attrgetter("config.breaker"), exceptions=(BrokerUnavailableError,))
 
 
 class QueueManager(OperationFactory):
@@ -124,7 +126,9 @@ class QueueManager(OperationFactory):
             QueueError: as `enqueue`. One bad entity refuses the whole batch, before anything is sent.
         """
         template, parts = self._new_operations(entities, processor, **kwargs)
-        return self._drive(self._enqueue_steps(template, parts, kwargs.get("custom_serializer")))
+        if template is None:
+            return []
+        return self._enqueue(EnqueueRequest(self.config, template, parts, kwargs.get("custom_serializer")))
 
     @_logged
     @_guarded
@@ -167,24 +171,23 @@ class QueueManager(OperationFactory):
     ) -> dict[str, Any]:
         """Encode one operation, send it, and tell what became of it."""
         template = queue_data["template"].at(queue_name, priority)
-        steps = self._enqueue_steps(template, (part_of(queue_data),), custom_serializer)
-        return self._drive(steps)[0]
+        return self._enqueue(EnqueueRequest(self.config, template, (queue_data["part"],), custom_serializer))[0]
+
+    def _enqueue(self, request: EnqueueRequest) -> list[dict[str, Any]]:
+        with request:
+            calls = request.calls()
+            request.take(self.config.broker.run_many(calls, request.expect))
+        return request.results
 
     def _drive(self, steps: Steps[T]) -> T:
-        try:
-            calls, meanwhile = next(steps)
-            while True:
-                try:
-                    replies = self.config.broker.run_many(calls, meanwhile)
-                except QueueError as error:
-                    calls, meanwhile = steps.throw(error)
-                else:
-                    calls, meanwhile = steps.send(replies)
-        except StopIteration as done:
-            result: T = done.value
-            return result
-        finally:
-            steps.close()  # a call that was cancelled gives back what it had taken, now and not some time
+        reply = None
+        while True:
+            try:
+                call = steps.send(reply)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+            reply = self.config.broker.run(call)
 
 
 class AsyncQueueManager(OperationFactory):
@@ -239,7 +242,9 @@ class AsyncQueueManager(OperationFactory):
     ) -> list[dict[str, Any]]:
         """See `QueueManager.enqueue_batch`."""
         template, parts = self._new_operations(entities, processor, **kwargs)
-        return await self._drive(self._enqueue_steps(template, parts, kwargs.get("custom_serializer")))
+        if template is None:
+            return []
+        return await self._enqueue(EnqueueRequest(self.config, template, parts, kwargs.get("custom_serializer")))
 
     @_logged
     @_guarded
@@ -269,24 +274,25 @@ class AsyncQueueManager(OperationFactory):
     ) -> dict[str, Any]:
         """See `QueueManager._queue_operation`."""
         template = queue_data["template"].at(queue_name, priority)
-        steps = self._enqueue_steps(template, (part_of(queue_data),), custom_serializer)
-        return (await self._drive(steps))[0]
+        request = EnqueueRequest(self.config, template, (queue_data["part"],), custom_serializer)
+        return (await self._enqueue(request))[0]
+
+    async def _enqueue(self, request: EnqueueRequest) -> list[dict[str, Any]]:
+        with request:
+            calls = request.calls()
+            broker = await self._connected()
+            request.take(await broker.run_all(calls, request.expect))
+        return request.results
 
     async def _drive(self, steps: Steps[T]) -> T:
-        try:
-            calls, meanwhile = next(steps)
-            while True:
-                try:
-                    replies = await (await self._connected()).run_all(calls, meanwhile)
-                except QueueError as error:
-                    calls, meanwhile = steps.throw(error)
-                else:
-                    calls, meanwhile = steps.send(replies)
-        except StopIteration as done:
-            result: T = done.value
-            return result
-        finally:
-            steps.close()  # a call that was cancelled gives back what it had taken, now and not some time
+        reply = None
+        while True:
+            try:
+                call = steps.send(reply)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+            reply = await (await self._connected()).run(call)
 
     @retry_with_backoff(attempts=lambda self: self.config.max_connection_retries, retry_if=worth_retrying)
     async def _connected(self) -> AsyncBroker:

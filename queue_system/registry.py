@@ -58,13 +58,15 @@ class Registry:
     import it, so that a producer and a worker need not be started in the same way.
     """
 
-    __slots__ = ("_by_function", "_by_name", "_by_ref", "_lock")
+    __slots__ = ("_by_function", "_by_name", "_by_ref", "_lock", "changes")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._by_ref: dict[tuple[str | None, str], Processor] = {}
         self._by_name: dict[str, tuple[Processor, ...]] = {}
         self._by_function: dict[tuple[int, int], Processor] = {}
+        self.changes = 0
+        """How often something was registered. As long as it stays, what was made of the registered may be kept."""
 
     def register(
         self,
@@ -149,6 +151,7 @@ class Registry:
         others = (each for each in self._by_name.get(name, ()) if each is not old)
         self._by_name[name] = (*others, processor)
         self._index_function(processor, old)
+        self.changes += 1
 
     def _index_function(self, processor: Processor, old: Processor | None) -> None:
         identity = _identity(processor.function)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Self, TypeAlias
 
 from queue_system.broker.messages import KIND_ASYNC, KIND_SYNC, KIND_UNKNOWN
@@ -40,14 +40,16 @@ class Template:
         delay: seconds.
         window: of deduplication, in seconds; None for that of the configuration.
         durability: None for that of the configuration.
+        envelope: encodes them.
+        answer: what `enqueue` returns of each that is queued, beside its id.
     """
 
     __slots__ = (
-        "_answer",
-        "_envelope",
         "_fields",
+        "answer",
         "delay",
         "durability",
+        "envelope",
         "kind",
         "known",
         "name",
@@ -68,8 +70,8 @@ class Template:
         self.window: float | None = None
         self.durability: str | None = None
         self._fields = fields
-        self._envelope = Envelope(fields)
-        self._answer = {
+        self.envelope = Envelope(fields)
+        self.answer = {
             "status": "queued",
             "queue": self.queue,
             "priority": self.priority,
@@ -141,14 +143,9 @@ class Template:
         other.delay, other.window, other.durability = self.delay, self.window, self.durability
         return other
 
-    def envelope(self, headers: Mapping[str, str]) -> Envelope:
-        """What encodes them, with these headers."""
-        return Envelope({**self._fields, "headers": headers}) if headers else self._envelope
-
-    def expected(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
-        """What `enqueue` returns for each operation, if all of them are queued."""
-        answer = self._answer
-        return [{"operation_id": operation_id, **answer} for operation_id, _, _ in parts]
+    def envelope_with(self, headers: Mapping[str, str]) -> Envelope:
+        """What encodes them with these headers."""
+        return Envelope({**self._fields, "headers": headers})
 
 
 def _check_user_queue(queue: object) -> str:

@@ -68,8 +68,11 @@ class Counter:
         """
         if amount < 0:
             raise ValueError(f"{amount!r}: a counter only grows")
-        with LOCK:
+        try:
+            acquire()
             self.value += amount
+        finally:
+            release()
 
     def read(self) -> float:
         """See `Child`."""

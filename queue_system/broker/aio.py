@@ -10,7 +10,7 @@ import redis.asyncio as aioredis
 from redis.exceptions import NoPermissionError, NoScriptError
 
 from queue_system.broker.exchange import DirectExchange, Exchange, exchange_of
-from queue_system.broker.messages import Call, Meanwhile
+from queue_system.broker.messages import Call, Meanwhile, nothing
 from queue_system.broker.resend import Resend, command_of, read, refusal, unsettled, worth_retrying
 from queue_system.broker.scripts import Script, load_scripts
 from queue_system.broker.translate import CLIENT_ERRORS, translate
@@ -91,10 +91,9 @@ class AsyncBroker:
             for call, reply in zip(calls, replies, strict=True)
         ]
 
-    async def run_all(self, calls: Sequence[Call[Any]], meanwhile: Meanwhile | None = None) -> list[Any]:
+    async def run_all(self, calls: Sequence[Call[Any]], meanwhile: Meanwhile = nothing) -> list[Any]:
         """As `SyncBroker.run_many`: one round trip, tried again if all are idempotent; raises the first error."""
-        if meanwhile is not None:
-            meanwhile()  # while Redis is at work, other tasks have their turn
+        meanwhile()  # while Redis is at work, other tasks have their turn
         if len(calls) == 1:
             return [await self.run(calls[0])]
         replies = await self._attempt_many(calls, Resend(self._address))

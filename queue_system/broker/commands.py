@@ -42,7 +42,7 @@ from queue_system.errors import QueueError
 from queue_system.keys import Keys, dedup_digest
 
 _QUEUED: Final = Accepted.QUEUED
-
+_ONE_QUEUED: Final = [b"q"]
 
 _RING_STAYS = 5.0  # seconds; longer than a blocking read
 
@@ -98,8 +98,8 @@ class Commands:
         return Call(
             "enqueue_one",
             (lane.key, *self._enqueue_one_keys),
-            (self.keys.prefix, name, kind, lane.number, self._answer_memory, to_id(operation_id), new.body),
-            partial(_became, (operation_id,)),
+            (self.keys.prefix, name, kind, lane.number, self._answer_memory, operation_id.encode(), new.body),
+            partial(_became_one, operation_id),
             lane=lane,
         )
 
@@ -474,11 +474,13 @@ class Commands:
 
 def _became(ids: Sequence[str], reply: Any) -> list[tuple[Accepted, str]]:
     """What became of each new operation."""
-    if len(ids) == 1 and len(reply) == 1 and reply[0] == b"q":  # most often
-        return [(_QUEUED, ids[0])]
     return [
         (_QUEUED, own) if code == b"q" else replies.accepted(code, own) for code, own in zip(reply, ids, strict=True)
     ]
+
+
+def _became_one(own: str, reply: Any) -> list[tuple[Accepted, str]]:
+    return [(_QUEUED, own)] if reply == _ONE_QUEUED else _became((own,), reply)
 
 
 def _callback_args(callback: Callback | None) -> tuple[Any, ...]:

@@ -20,26 +20,23 @@ import hiredis
 import redis
 import redis.exceptions as rex
 
-from queue_system.broker.messages import Meanwhile
+from queue_system.broker.messages import Meanwhile, nothing
 
 FRESH_FOR: Final = 1.0
 """Seconds after which redis-py's pool is to look at a connection, and do what it has put off, such as a new login."""
 
-_READ_SIZE: Final = 65536
+_READ_SIZE: Final = 16384
 _PUSH: Final[tuple[type, ...]] = (hiredis.PushNotification,) if hasattr(hiredis, "PushNotification") else ()
+_NO_REPLY: Final = (rex.ConnectionError, *_PUSH)
 
 Command: TypeAlias = tuple[Any, ...]
 _Exchanging: TypeAlias = Callable[[bytes, int, Meanwhile], list[Any]]
 
 
-def _nothing() -> None:
-    """What is to be done meanwhile, mostly."""
-
-
 class Exchange(Protocol):
     """Gives one reply for each command, in one round trip on one connection. Thread-safe."""
 
-    def __call__(self, commands: Sequence[Command], meanwhile: Meanwhile = _nothing) -> list[Any]:
+    def __call__(self, commands: Sequence[Command], meanwhile: Meanwhile = nothing) -> list[Any]:
         """Send commands and read their replies. An error of a command is its reply.
 
         Whoever gets replies has had `meanwhile` called.
@@ -65,7 +62,7 @@ class PipelinedExchange:
     def __init__(self, client: Any) -> None:
         self._client = client
 
-    def __call__(self, commands: Sequence[Command], meanwhile: Meanwhile = _nothing) -> list[Any]:
+    def __call__(self, commands: Sequence[Command], meanwhile: Meanwhile = nothing) -> list[Any]:
         """See `Exchange`."""
         meanwhile()  # the client sends and reads in one
         if len(commands) == 1:
@@ -96,7 +93,7 @@ class DirectExchange:
         self._idle: list[_Kept] = []
         self._process = os.getpid()
 
-    def __call__(self, commands: Sequence[Command], meanwhile: Meanwhile = _nothing) -> list[Any]:
+    def __call__(self, commands: Sequence[Command], meanwhile: Meanwhile = nothing) -> list[Any]:
         """See `Exchange`."""
         packed = _packed(commands)
         kept = self._take()
@@ -207,18 +204,17 @@ class _Wire:
             self._send(packed)
             meanwhile()
             while len(replies) < count:
-                reply = self._gets()
-                if reply is self._incomplete:
-                    data = self._receive(_READ_SIZE)
-                    if not data:
-                        raise rex.ConnectionError("Connection closed by server.")
-                    self._feed(data)
-                elif isinstance(reply, _PUSH):
-                    self._pushed(reply)
-                elif isinstance(reply, rex.ConnectionError):  # such as LOADING
-                    raise reply
-                else:
-                    replies.append(reply)
+                data = self._receive(_READ_SIZE)
+                if not data:
+                    raise rex.ConnectionError("Connection closed by server.")
+                self._feed(data)
+                while (reply := self._gets()) is not self._incomplete:
+                    if not isinstance(reply, _NO_REPLY):
+                        replies.append(reply)
+                    elif isinstance(reply, rex.ConnectionError):  # such as LOADING
+                        raise reply
+                    else:
+                        self._pushed(reply)
         except TimeoutError as error:
             raise rex.TimeoutError("Timeout reading from socket") from error
         except OSError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import uuid
 from itertools import count
-from typing import Final, TypeAlias
+from typing import Final
 
 LEAST_MEMORY: Final = 60.0
 _BACKOFF: Final = 5.0  # the longest pause between two tries, see `resilience.backoff`
@@ -25,9 +25,6 @@ class Lane:
     def __init__(self, key: str) -> None:
         self.key = key
         self.number = 0
-
-
-Lanes: TypeAlias = list[Lane]
 
 
 class LanePool:
@@ -52,13 +49,13 @@ class LanePool:
         lane.number += 1
         return lane
 
-    def give_back(self, lanes: Lanes) -> None:
-        """Let others use these. Nothing may be sent for their last requests from now on."""
-        self._free += lanes
+    def give_back(self, lane: Lane) -> None:
+        """Let others use it. Nothing may be sent for its last request from now on."""
+        self._free.append(lane)
 
     def _begin(self) -> None:
         self._own_prefix = f"{self._prefix}{uuid.uuid4().hex[:16]}:"
-        self._free: Lanes = []
+        self._free: list[Lane] = []
         self._serial = count(1)
         self._process = os.getpid()
 

@@ -15,7 +15,14 @@ from queue_system.errors import QueueError
 T = TypeVar("T")
 
 Meanwhile: TypeAlias = Callable[[], object]
-"""What the caller has to do anyway, and can do while Redis is at work: called once, before the replies are read."""
+"""What the caller has to do anyway, and can do while Redis is at work: called before the replies are read, and again if
+the call is sent again.
+"""
+
+
+def nothing() -> None:
+    """What there is to do meanwhile, mostly."""
+
 
 MAX_ENQUEUE: Final = 1000  # operations a call: Lua's unpack is safe up to there, and 1,000 take about 15 ms of Redis
 MAX_CLAIM: Final = 400

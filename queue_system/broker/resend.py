@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 from redis.exceptions import NoScriptError
 
-from queue_system.broker.messages import Call, Meanwhile
+from queue_system.broker.messages import Call, Meanwhile, nothing
 from queue_system.broker.scripts import Script
 from queue_system.broker.translate import RETRYABLE, translate
 from queue_system.errors import BrokerUnavailableError, QueueError
@@ -19,18 +19,12 @@ T = TypeVar("T")
 class Resend(msgspec.Struct):
     """The state of one sending to an address: whether an earlier try may have been carried out.
 
-    `meanwhile` is still to be done, by the first try that gets so far.
+    `meanwhile` is what is to be done while Redis is at work on it.
     """
 
     address: str
-    meanwhile: Meanwhile | None = None
+    meanwhile: Meanwhile = nothing
     ambiguous: bool = False
-
-    def do_meanwhile(self) -> None:
-        """Do it, unless it is done."""
-        if self.meanwhile is not None:
-            self.meanwhile()
-            self.meanwhile = None
 
     def failed(self, error: Exception) -> QueueError:
         """The package's error for a client's. It is ambiguous when this or an earlier try was."""

@@ -9,7 +9,7 @@ import redis
 from redis.exceptions import NoScriptError
 
 from queue_system.broker.exchange_sync import Exchange, exchange_of
-from queue_system.broker.messages import Call, Meanwhile
+from queue_system.broker.messages import Call, Meanwhile, nothing
 from queue_system.broker.resend import Resend, command_of, read, refusal, unsettled, worth_retrying
 from queue_system.broker.scripts import Script, load_scripts
 from queue_system.broker.translate import CLIENT_ERRORS, translate
@@ -39,11 +39,11 @@ class SyncBroker:
         """Send one call, parse its reply; an idempotent call is tried again when the connection fails."""
         return call.parse(self._attempt(call, Resend(self._address)))
 
-    def run_many(self, calls: Sequence[Call[T]], meanwhile: Meanwhile | None = None) -> list[T]:
+    def run_many(self, calls: Sequence[Call[T]], meanwhile: Meanwhile = nothing) -> list[T]:
         """Send calls in one round trip, on one connection; raises the first error, after all were sent.
 
         All of them are tried again when the connection fails, if all are idempotent. When it returns, `meanwhile` was
-        called once.
+        called.
         """
         resend = Resend(self._address, meanwhile)
         if len(calls) == 1:
@@ -69,7 +69,7 @@ class SyncBroker:
     @retry_with_backoff(attempts=lambda self, call, _: self._tries if call.idempotent else 1, retry_if=worth_retrying)
     def _attempt(self, call: Call[Any], resend: Resend) -> Any:
         try:
-            reply = self._exchange((command_of(call, self._scripts),), resend.do_meanwhile)[0]
+            reply = self._exchange((command_of(call, self._scripts),), resend.meanwhile)[0]
             if isinstance(reply, NoScriptError):  # a new server, or SCRIPT FLUSH: nothing ran
                 reply = self._exchange((command_of(call, self._scripts, by_source=True),))[0]
             if isinstance(reply, Exception):
@@ -94,7 +94,7 @@ class SyncBroker:
         return replies
 
     def _send_many(self, calls: Sequence[Call[Any]], resend: Resend) -> list[Any]:
-        replies = self._exchange([command_of(call, self._scripts) for call in calls], resend.do_meanwhile)
+        replies = self._exchange([command_of(call, self._scripts) for call in calls], resend.meanwhile)
         again = unsettled(calls, replies)
         if again:
             commands = [command_of(calls[i], self._scripts, by_source=True) for i in again]

@@ -66,7 +66,7 @@ def test_the_answer_is_that_of_the_first_sending(rig, request_for):
 
 def test_a_late_request_takes_nothing_from_the_answer_of_the_last(rig, request_for):
     late = request_for(new("late"))
-    rig.commands.lanes.give_back([late.lane])
+    rig.commands.lanes.give_back(late.lane)
     last = request_for(new("a"))
     rig.run(last)
     with pytest.raises(BrokerReplyError, match="given up"):
@@ -81,7 +81,7 @@ def test_another_request_for_the_same_is_another(rig, request_for):
     rig.run(first)
     assert rig.run(request_for(new("a"))) == [(DUPLICATE_ID, "a")]
     end_all(rig, "done")
-    rig.commands.lanes.give_back([first.lane])
+    rig.commands.lanes.give_back(first.lane)
     second = request_for(new("a"))
     assert second.keys == first.keys
     assert rig.run(second) == [(QUEUED, "a")]
@@ -92,7 +92,7 @@ def test_another_request_for_the_same_is_another(rig, request_for):
 def test_one_that_was_given_up_long_ago_is_refused(rig, request_for):
     """As when a connection has held it back: its lane has gone on, and its answer is forgotten."""
     late = request_for(new("late"))
-    rig.commands.lanes.give_back([late.lane])
+    rig.commands.lanes.give_back(late.lane)
     rig.run(request_for(new("a")))
     with pytest.raises(BrokerReplyError, match="given up"):
         rig.run(late)
@@ -126,7 +126,7 @@ def test_what_is_refused_leaves_nothing(rig, request_for, container, delay, acce
     if earlier:
         first = request_for(new("earlier", "other"))
         rig.run(first)
-        rig.commands.lanes.give_back([first.lane])
+        rig.commands.lanes.give_back(first.lane)
         end_all(rig, "done")
     key = rig.keys.delayed if container == "delayed" else rig.keys.ready("mail", "normal")
     rig.redis.set(key, "no container")

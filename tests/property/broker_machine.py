@@ -429,7 +429,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self.met.update(code for code, _ in expected)
         self.sent.append((request, expected))
         if settled and request.lane is not None:
-            self.commands.lanes.give_back([request.lane])
+            self.commands.lanes.give_back(request.lane)
 
     def _send_again(self, sent: tuple[Call[list[tuple[Accepted, str]]], list[tuple[str, str]]]) -> None:
         request, expected = sent

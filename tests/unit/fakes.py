@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from queue_system import AsyncQueueManager, QueueConfig, QueueManager
-from queue_system.broker.messages import Call, Meanwhile
+from queue_system.broker.messages import Call, Meanwhile, nothing
 from queue_system.events import (
     Event,
 )
@@ -27,14 +27,16 @@ class FakeBroker:
         self.calls: list[Call[Any]] = []
         self.closed = False
 
-    def run(self, call: Call[Any]) -> Any:
+    def carry_out(self, call: Call[Any]) -> Any:
         self.calls.append(call)
         return call.parse(self.answer(call))
 
-    def run_many(self, calls: Sequence[Call[Any]], meanwhile: Meanwhile | None = None) -> list[Any]:
-        if meanwhile is not None:
-            meanwhile()
-        return [self.run(call) for call in calls]
+    def run(self, call: Call[Any]) -> Any:
+        return self.carry_out(call)
+
+    def run_many(self, calls: Sequence[Call[Any]], meanwhile: Meanwhile = nothing) -> list[Any]:
+        meanwhile()
+        return [self.carry_out(call) for call in calls]
 
     def close(self) -> None:
         self.closed = True
@@ -51,7 +53,10 @@ class AsyncFakeBroker(FakeBroker):
     async def server_version(self) -> str:
         return self.version
 
-    async def run_all(self, calls: Sequence[Call[Any]], meanwhile: Meanwhile | None = None) -> list[Any]:
+    async def run(self, call: Call[Any]) -> Any:
+        return self.carry_out(call)
+
+    async def run_all(self, calls: Sequence[Call[Any]], meanwhile: Meanwhile = nothing) -> list[Any]:
         return self.run_many(calls, meanwhile)
 
 

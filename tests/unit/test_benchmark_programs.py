@@ -22,8 +22,8 @@ from benchmarks.results import Results
 ROOT = profile.ROOT
 # What no worker runs: every other module of the packages must have a part.
 NOT_OF_THE_WORKER = {
-    "audit", "audit_rules", "cli", "demo", "embedded", "enqueueing", "explain", "failures", "manager", "settings",
-    "template", "testing",
+    "audit", "audit_rules", "cli", "demo", "embedded", "enqueueing", "explain", "failures", "manager",
+    "request", "settings", "template", "testing",
 }  # fmt: skip
 
 ATTEMPTS = str(ROOT / "queue_system/runtime/attempts.py")

@@ -199,7 +199,7 @@ def test_each_enqueue_is_a_request_of_its_own():
     commands = Commands(Keys("q:"), answer_memory=90)
     first = commands.enqueue("mail", "high", "a", [])
     beside = commands.enqueue("mail", "high", "a", [])
-    commands.lanes.give_back([first.lane])
+    commands.lanes.give_back(first.lane)
     later = commands.enqueue("mail", "high", "a", [])
     assert [call.args[3:] for call in (first, beside, later)] == [[1, 90_000], [1, 90_000], [2, 90_000]]
     assert first.keys == later.keys != beside.keys

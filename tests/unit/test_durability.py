@@ -81,8 +81,8 @@ def test_too_few_replicas_are_told_with_all_that_was_accepted(make):
 def test_why_redis_could_not_tell_is_the_cause(make):
     producer = make(**FEW)
     cause = BrokerUnavailableError("instance state changed", kind="readonly")
-    run = producer.broker.run
-    producer.broker.run = lambda call: cause if call.name == "WAIT" else run(call)
+    carry_out = producer.broker.carry_out
+    producer.broker.carry_out = lambda call: cause if call.name == "WAIT" else carry_out(call)
     with pytest.raises(NotDurableError, match="instance state changed") as caught:
         producer.enqueue({}, compute)
     assert caught.value.__cause__ is cause

@@ -189,6 +189,15 @@ def test_a_name_has_the_registered_defaults(producer):
     assert producer.enqueued({}, f"{HERE}:prepared").body["timeout"] == 5.0
 
 
+@pytest.mark.parametrize("given", [f"{compute.__module__}:compute", compute])
+def test_what_is_registered_between_two_calls_holds_for_the_second(make, given):
+    registry = Registry()
+    producer = make(registry=registry)
+    assert "timeout" not in producer.enqueued({}, given).body
+    registry.register(compute, timeout=7.0)
+    assert producer.enqueued({}, given).body["timeout"] == 7.0
+
+
 def test_functions_that_are_given_are_found_by_a_worker_of_this_process(make):
     producer = make(registry=Registry())
     operation = producer.enqueued({}, compute, on_success=done)

@@ -13,7 +13,7 @@ def test_a_lane_serves_one_request_at_a_time():
     pool = LanePool("q:sent:")
     first, second = pool.take(), pool.take()
     assert first.key != second.key
-    pool.give_back([first])
+    pool.give_back(first)
     assert pool.take() is first
     assert pool.take() not in (first, second)
 
@@ -24,7 +24,7 @@ def test_a_lane_never_gives_a_number_twice():
     for _ in range(5):
         lane = pool.take()
         numbers.append(lane.number)
-        pool.give_back([lane])
+        pool.give_back(lane)
     assert numbers == [1, 2, 3, 4, 5]
 
 
@@ -36,7 +36,7 @@ def test_there_are_as_many_lanes_as_requests_at_once():
         for _ in range(500):
             lane = pool.take()
             keys.add(lane.key)
-            pool.give_back([lane])
+            pool.give_back(lane)
 
     threads = [threading.Thread(target=enqueue_often) for _ in range(4)]
     for thread in threads:
@@ -54,7 +54,7 @@ def test_two_threads_never_share_a_lane():
         for _ in range(500):
             lane = pool.take()
             used.append((lane.key, lane.number))
-            pool.give_back([lane])
+            pool.give_back(lane)
 
     threads = [threading.Thread(target=enqueue_often) for _ in range(4)]
     for thread in threads:
@@ -71,7 +71,7 @@ def test_two_pools_have_no_key_in_common():
 def test_a_forked_process_has_lanes_of_its_own(monkeypatch):
     pool = LanePool("q:sent:")
     parents = pool.take()
-    pool.give_back([parents])
+    pool.give_back(parents)
     monkeypatch.setattr(os, "getpid", lambda: -1)
     assert pool.take().key != parents.key
 

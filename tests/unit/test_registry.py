@@ -4,6 +4,7 @@ import importlib
 import sys
 import threading
 import types
+from copy import copy
 
 import pytest
 
@@ -88,7 +89,7 @@ def process_registry(monkeypatch):
     """The default registry, with what is registered in it taken back afterwards."""
     for index in Registry.__slots__:
         if index != "_lock":
-            monkeypatch.setattr(default_registry, index, dict(getattr(default_registry, index)))
+            monkeypatch.setattr(default_registry, index, copy(getattr(default_registry, index)))
     return default_registry
 
 
