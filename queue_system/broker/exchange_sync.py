@@ -11,6 +11,8 @@ from __future__ import annotations
 import inspect
 import os
 import select
+import socket
+import struct
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -110,7 +112,7 @@ class DirectExchange:
         """See `Exchange`."""
         kept, self._idle = self._idle, []
         for each in kept:  # the parent's, too: its pool knows what to do with them after a fork
-            self._pool.release(each.connection)
+            each.give_back(self._pool)
         self._pool.disconnect()
 
     def _take(self) -> _Kept:
@@ -123,7 +125,7 @@ class DirectExchange:
             return _Kept(self._get())
         if kept.is_fresh():
             return kept
-        self._pool.release(kept.connection)
+        kept.give_back(self._pool)
         return _Kept(self._get())
 
 
@@ -141,17 +143,25 @@ def _packed(commands: Sequence[Command]) -> bytes:
 class _Kept:
     """A connection that is checked out of the pool, and what tells whether it may be used without asking the pool."""
 
-    __slots__ = ("_fresh_until", "_poll", "connection", "exchange")
+    __slots__ = ("_fresh_until", "_limit", "_poll", "connection", "exchange")
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.exchange: _Exchanging = _exchanging_on(connection)
         self._poll = _poll_of(connection)
+        self._limit = _limit_by_kernel(getattr(connection, "_sock", None))
         self._fresh_until = time.monotonic() + FRESH_FOR
 
     def is_fresh(self) -> bool:
         """Whether the pool has looked at it lately, and there is nothing to read: that may be its end."""
         return self._poll is not None and not self._poll(0) and time.monotonic() < self._fresh_until
+
+    def give_back(self, pool: Any) -> None:
+        """Let the pool have it, as it was."""
+        sock = getattr(self.connection, "_sock", None)  # None after a disconnection
+        if self._limit is not None and sock is not None:
+            sock.settimeout(self._limit)
+        pool.release(self.connection)
 
 
 def _exchanging_on(connection: Any) -> _Exchanging:
@@ -215,11 +225,31 @@ class _Wire:
                         raise reply
                     else:
                         self._pushed(reply)
-        except TimeoutError as error:
+        except (TimeoutError, BlockingIOError) as error:  # the latter when the kernel has watched
             raise rex.TimeoutError("Timeout reading from socket") from error
         except OSError as error:
             raise rex.ConnectionError(f"Error while talking to the server: {error}") from error
         return replies
+
+
+def _limit_by_kernel(sock: Any) -> float | None:
+    """Let the kernel watch over the time limit of a socket; Python does so with a system call more each time.
+
+    Returns:
+        The limit, in seconds, which is to be set again when others use the socket; None where all was left as it is.
+    """
+    limit: float | None = sock.gettimeout() if type(sock) is socket.socket and os.name == "posix" else None
+    if not limit:
+        return None
+    microseconds = max(1, round(limit * 1e6))
+    timeval = struct.pack("@ll", *divmod(microseconds, 1_000_000))
+    try:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            sock.setsockopt(socket.SOL_SOCKET, option, timeval)
+    except OSError:  # a platform whose timeval is another one: Python goes on to watch
+        return None
+    sock.settimeout(None)
+    return limit
 
 
 def _passed_over(push: Any) -> None:

@@ -114,7 +114,8 @@ class Server:
         self.connection = SimpleNamespace(
             _sock=own, _parser=SimpleNamespace(_reader=reader, handle_push_response=self.pushed.append)
         )
-        self.exchange = exchange_sync._exchanging_on(self.connection)
+        self.kept = exchange_sync._Kept(self.connection)
+        self.exchange = self.kept.exchange
         self.arrived: list[bytes] = []
 
     def look(self) -> None:
@@ -170,6 +171,37 @@ def test_a_server_that_is_not_ready_is_told_as_by_redis_py(server):
 def test_no_answer_in_time_is_told_as_by_redis_py(server):
     with pytest.raises(rex.TimeoutError):
         server.ask()
+
+
+def test_the_kernel_watches_over_the_time_until_the_pool_has_it_back(server):
+    own = server.connection._sock
+    assert own.gettimeout() is None
+    pool = Pool()
+    server.kept.give_back(pool)
+    assert own.gettimeout() == 0.05
+    assert pool.released == [server.connection]
+
+
+def test_a_socket_without_a_limit_and_one_of_another_class_are_left_as_they_are():
+    class Wrapped(socket.socket):
+        """As that of TLS."""
+
+    own, other = socket.socketpair()
+    wrapped = Wrapped(fileno=other.detach())
+    with own, wrapped:
+        assert exchange_sync._limit_by_kernel(own) is None
+        wrapped.settimeout(3.0)
+        assert exchange_sync._limit_by_kernel(wrapped) is None
+        assert wrapped.gettimeout() == 3.0
+
+
+def test_where_the_kernel_cannot_watch_python_goes_on_to(monkeypatch):
+    own, other = socket.socketpair()
+    monkeypatch.setattr(exchange_sync.struct, "pack", lambda *_: b"?")  # no timeval of any platform
+    with own, other:
+        own.settimeout(3.0)
+        assert exchange_sync._limit_by_kernel(own) is None
+        assert own.gettimeout() == 3.0
 
 
 def test_the_end_of_a_connection_is_told_as_by_redis_py(server):
