@@ -28,6 +28,11 @@ class AsyncBroker:
     ) -> None:
         self._client: Any = client  # redis-py has no types for info
         self._exchange: Exchange = exchange_of(client)
+        self.keeps_order = isinstance(self._exchange, DirectExchange)
+        """Whether calls of `run_many` that overlap are carried out, and answered, in their order."""
+        self._in_order: Exchange = (
+            self._exchange.in_order if isinstance(self._exchange, DirectExchange) else self._exchange
+        )
         self._address = address
         self._tries = tries
         self._scripts = load_scripts() if scripts is None else scripts
@@ -83,7 +88,7 @@ class AsyncBroker:
             BrokerUnavailableError: the round trip failed as a whole; any of the calls may have been carried out.
         """
         try:
-            replies = await self._send_many(calls)
+            replies = await self._send_many(calls, self._in_order)
         except CLIENT_ERRORS as error:
             raise translate(error, self._address) from error
         return [
@@ -117,9 +122,12 @@ class AsyncBroker:
     @retry_with_backoff(attempts=lambda self, call, _: self._tries if call.idempotent else 1, retry_if=worth_retrying)
     async def _attempt(self, call: Call[Any], resend: Resend) -> Any:
         try:
-            return await self._send(call)
+            reply = await self._send(call, self._exchange)
+            if isinstance(reply, Exception):
+                raise reply
         except CLIENT_ERRORS as error:
             raise resend.failed(error) from error
+        return reply
 
     @retry_with_backoff(
         attempts=lambda self, calls, _: self._tries if all(call.idempotent for call in calls) else 1,
@@ -127,7 +135,7 @@ class AsyncBroker:
     )
     async def _attempt_many(self, calls: Sequence[Call[Any]], resend: Resend) -> list[Any]:
         try:
-            replies = await self._send_many(calls)
+            replies = await self._send_many(calls, self._exchange)
             error = refusal(calls, replies)
             if error is not None:
                 resend.ambiguous |= any(not isinstance(reply, Exception) for reply in replies)
@@ -136,26 +144,24 @@ class AsyncBroker:
             raise resend.failed(error) from error
         return replies
 
-    async def _send(self, call: Call[Any]) -> Any:
-        (reply,) = await self._exchange([command_of(call, self._scripts)])
+    async def _send(self, call: Call[Any], exchange: Exchange) -> Any:
+        (reply,) = await exchange([command_of(call, self._scripts)])
         if isinstance(reply, NoScriptError):  # a new server, or SCRIPT FLUSH: nothing ran
-            (reply,) = await self._exchange([command_of(call, self._scripts, by_source=True)])
-        if isinstance(reply, Exception):
-            raise reply
+            (reply,) = await exchange([command_of(call, self._scripts, by_source=True)])
         return reply
 
-    async def _send_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
+    async def _send_many(self, calls: Sequence[Call[Any]], exchange: Exchange) -> list[Any]:
         if len(calls) == 1:
-            return [await self._send(calls[0])]
+            return [await self._send(calls[0], exchange)]
         # Loaded first: a script that is sent again after NOSCRIPT would run after the claim that must see its effect.
         unknown = {call.name for call in calls if not call.plain} - self._loaded
         commands = [("SCRIPT", "LOAD", self._scripts[name].source) for name in unknown]
         commands += [command_of(call, self._scripts) for call in calls]
-        replies = (await self._exchange(commands))[len(unknown) :]
+        replies = (await exchange(commands))[len(unknown) :]
         self._loaded |= unknown
         again = unsettled(calls, replies)
         if again:
             commands = [command_of(calls[i], self._scripts, by_source=True) for i in again]
-            for i, reply in zip(again, await self._exchange(commands), strict=True):
+            for i, reply in zip(again, await exchange(commands), strict=True):
                 replies[i] = reply
         return replies

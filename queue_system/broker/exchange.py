@@ -59,26 +59,50 @@ class DirectExchange:
         self._pool.connection_kwargs["socket_timeout"] = None
         self._get: Callable[[], Awaitable[Any]] = getter_of(self._pool)
         self._idle: list[Wire] = []
+        self._in_use: set[Wire] = set()
+        self._in_order: Wire | None = None  # the one with exchanges whose order counts, as long as there are such
+        self._ordering = asyncio.Lock()
 
     async def __call__(self, commands: Sequence[Command]) -> list[Any]:
         """See `Exchange`."""
         return await (await self.begin(commands))
 
+    async def in_order(self, commands: Sequence[Command]) -> list[Any]:
+        """As others, but Redis carries them out, and their replies come, in the order in which these were called."""
+        packed = _packed(commands)
+        async with self._ordering:  # no two connections, while the first is being made
+            wire = self._in_order
+            if wire is None or wire.closed:
+                self._in_order = wire = await self._wire()
+            pending = self._send(wire, packed, len(commands))
+        return await pending
+
     async def begin(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         """Send commands; the future of their replies goes on when whoever awaits it, shielded, is cancelled."""
-        packed = b"".join([hiredis.pack_command(command) for command in commands])
-        wire = await self._wire()
-        pending = wire.send(packed, len(commands), self._timeout)
+        packed = _packed(commands)
+        return self._send(await self._wire(), packed, len(commands))
+
+    def _send(self, wire: Wire, packed: bytes, count: int) -> asyncio.Future[list[Any]]:
+        pending = wire.send(packed, count, self._timeout)
         pending.add_done_callback(functools.partial(self._ended, wire))
         return pending
 
     def _ended(self, wire: Wire, pending: asyncio.Future[list[Any]]) -> None:
         if pending.cancelled() or pending.exception() is not None:
             wire.abort()
-        self._idle.append(wire)
+        if wire in self._in_use and (wire.closed or not wire.busy):
+            self._in_use.discard(wire)
+            self._idle.append(wire)
+            if wire is self._in_order:
+                self._in_order = None
 
     async def _wire(self) -> Wire:
-        """A connection that is nobody's else now."""
+        """A connection that is nobody else's now."""
+        wire = await self._unused()
+        self._in_use.add(wire)
+        return wire
+
+    async def _unused(self) -> Wire:
         while self._idle:
             wire = self._idle.pop()
             if not wire.closed:
@@ -90,3 +114,7 @@ class DirectExchange:
                 return Wire(await self._get())
         except TimeoutError:
             raise rex.TimeoutError("Timeout connecting to server") from None
+
+
+def _packed(commands: Sequence[Command]) -> bytes:
+    return b"".join([hiredis.pack_command(command) for command in commands])

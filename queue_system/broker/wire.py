@@ -7,6 +7,7 @@ and tasks cost for each command is saved: of 170 us for two commands at once, 14
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Any, Final
 
 import hiredis
@@ -18,8 +19,20 @@ _INCOMPLETE: Final = object()
 _PUSH: Final[tuple[type, ...]] = (hiredis.PushNotification,) if hasattr(hiredis, "PushNotification") else ()
 
 
+class _Exchange:
+    """What is still to come of one, and by when."""
+
+    __slots__ = ("missing", "pending", "replies", "too_late_at")
+
+    def __init__(self, pending: EagerFuture[list[Any]], missing: int, too_late_at: float | None) -> None:
+        self.pending = pending
+        self.missing = missing
+        self.too_late_at = too_late_at
+        self.replies: list[Any] = []
+
+
 class Wire(asyncio.Protocol):
-    """One exchange at a time.
+    """One exchange after the other; the next one may be sent before the replies of the last are here.
 
     Args:
         connection: of a pool of redis-py's, connected.
@@ -34,14 +47,16 @@ class Wire(asyncio.Protocol):
             replyError=connection._parser.parse_error,  # noqa: SLF001  the class of an error is redis-py's affair
             notEnoughData=_INCOMPLETE,
         )
-        self._pending: asyncio.Future[list[Any]] | None = None
-        self._missing = 0
-        self._replies: list[Any] = []
-        self._too_late_at: float | None = None
-        self._timer: asyncio.TimerHandle | None = None  # one for many exchanges: it looks at the time of the current
+        self._exchanges: deque[_Exchange] = deque()  # whose replies are not all here, in their order
+        self._timer: asyncio.TimerHandle | None = None  # one for many exchanges: it looks at the time of the first
         self._transport: Any = connection._writer.transport  # noqa: SLF001  redis-py gives it to nobody
         self._former: asyncio.BaseProtocol = self._transport.get_protocol()
         self._transport.set_protocol(self)
+
+    @property
+    def busy(self) -> bool:
+        """Whether replies are still to come."""
+        return bool(self._exchanges)
 
     def send(self, packed: bytes, count: int, timeout: float | None) -> asyncio.Future[list[Any]]:
         """Send commands.
@@ -49,12 +64,11 @@ class Wire(asyncio.Protocol):
         Returns:
             An eager future of so many replies, and no task, so that only who has it can cancel it. An error of a
             command is its reply. It raises `redis.TimeoutError` when they are not all there after `timeout` seconds,
-            and `redis.ConnectionError` when the connection is closed.
+            and `redis.ConnectionError` when the connection is closed, or an exchange before it has failed.
         """
         pending: EagerFuture[list[Any]] = EagerFuture(self._loop)
-        self._pending = pending
-        self._missing, self._replies = count, []
-        self._too_late_at = None if timeout is None else self._loop.time() + timeout
+        too_late_at = None if timeout is None else self._loop.time() + timeout
+        self._exchanges.append(_Exchange(pending, count, too_late_at))
         if self._timer is None:
             self._set_timer()
         self._transport.write(packed)
@@ -87,31 +101,34 @@ class Wire(asyncio.Protocol):
         if isinstance(reply, rex.ConnectionError):  # such as LOADING: nothing that comes after it is of use
             self._fail(reply)
             return
-        self._replies.append(reply)
-        self._missing -= 1
-        pending = self._ended() if self._missing == 0 else None
-        if pending is not None:
-            pending.set_result(self._replies)
+        if not self._exchanges:
+            return  # they have failed
+        first = self._exchanges[0]
+        first.replies.append(reply)
+        first.missing -= 1
+        if not first.missing:
+            self._exchanges.popleft()
+            if not first.pending.done():  # it may have been cancelled
+                first.pending.set_result(first.replies)
 
     def _set_timer(self) -> None:
-        at = self._too_late_at
+        at = self._exchanges[0].too_late_at
         self._timer = None if at is None else self._loop.call_at(at, self._look_at_the_time)
 
     def _look_at_the_time(self) -> None:
         self._timer = None
-        if self._pending is None or self._too_late_at is None:
+        at = self._exchanges[0].too_late_at if self._exchanges else None
+        if at is None:
             return  # the next exchange sets it
-        if self._loop.time() < self._too_late_at:
+        if self._loop.time() < at:
             self._set_timer()
         else:
             self._fail(rex.TimeoutError("Timeout reading from socket"))
 
     def _fail(self, error: Exception) -> None:
-        pending = self._ended()
-        if pending is not None:
-            pending.set_exception(error)
-
-    def _ended(self) -> asyncio.Future[list[Any]] | None:
-        """What waits for the replies, unless it was cancelled or has ended already."""
-        pending, self._pending = self._pending, None
-        return None if pending is None or pending.done() else pending
+        """Of the first exchange, and of all behind it: what comes now may be any of their replies."""
+        while self._exchanges:
+            first = self._exchanges.popleft()
+            if not first.pending.done():
+                first.pending.set_exception(error)
+            error = rex.ConnectionError(f"an exchange before this one has failed: {error}")

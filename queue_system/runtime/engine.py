@@ -28,7 +28,7 @@ from queue_system.operation import Operation
 from queue_system.runtime.attempts import Attempt, Attempts
 from queue_system.runtime.calling import cancel_late
 from queue_system.runtime.deadlines import Deadlines
-from queue_system.runtime.fetch import MAX_BLOCK, Fetcher
+from queue_system.runtime.fetch import MAX_BLOCK, MAX_TURNS, Fetcher
 from queue_system.runtime.finish import Outbox
 from queue_system.runtime.health import Signs, judge
 from queue_system.runtime.intake import Claim, Intake
@@ -172,6 +172,7 @@ class Engine:
             self.outbox,
             free_slots=self.intake.free,
             may_hold_back=lambda: self.intake.waiting > 0 and len(self.outbox) < self._worth_a_turn,
+            enough=self._worth_a_turn,
             on_claimed=self._claimed,
             on_late=self._give_back_late,
             isolation=isolation,
@@ -205,7 +206,7 @@ class Engine:
         self.deadlines: Deadlines[Attempt] = Deadlines(cancel_late)
         self._service_loops = self._supervised(
             ("beat", self._beat),
-            ("fetch", self.fetcher.run),
+            *((f"fetch-{number}", self.fetcher.run) for number in range(MAX_TURNS)),
             ("wait", self.fetcher.wait_for_work),
             ("reap", reaper.run),
         )

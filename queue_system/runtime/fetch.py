@@ -1,9 +1,12 @@
 """The claim loop: one round trip writes what has ended and claims what comes next.
 
 It claims no more than there are free slots for, so priorities stay strict and nothing waits in a worker that another
-one could run. While there is nothing to claim, a second task blocks on the wake-up markers, on a connection of its own,
-with a claim of one operation behind the blocking read: Redis carries it out as soon as a marker has come, which saves a
-round trip. It is one and not more because a worker that hangs by then would keep it until its lease runs out.
+one could run. A second round trip may begin while one is on its way, when there are outcomes enough for it: so Redis
+has something to do while the worker reads a reply, and the worker while Redis writes one (adr/0012).
+
+While there is nothing to claim, another task blocks on the wake-up markers, on a connection of its own, with a claim of
+one operation behind the blocking read: Redis carries it out as soon as a marker has come, which saves a round trip. It
+is one and not more because a worker that hangs by then would keep it until its lease runs out.
 """
 
 from __future__ import annotations
@@ -40,6 +43,9 @@ FUTILE_PAUSE: Final = 0.05
 
 MAX_BACKOFF: Final = 2.0
 
+MAX_TURNS: Final = 2
+"""Round trips that may be on their way at once, where Redis keeps their order: so many tasks `run`."""
+
 
 @dataclass(slots=True)
 class Slots:
@@ -63,6 +69,7 @@ class Fetcher:
         outbox: what has ended.
         free_slots: asked before each claim.
         may_hold_back: whether a round trip would bring more if it waited; `notify` is called when that has changed.
+        enough: so many outcomes are worth a second round trip while one is on its way.
         on_claimed: given the deliveries, each with the kind of its queue.
         on_late: given those that came when half of their lease was over, so that others may run them by now, or when
             there is no slot any more.
@@ -84,6 +91,7 @@ class Fetcher:
         *,
         free_slots: Callable[[], Slots],
         may_hold_back: Callable[[], bool] = lambda: False,
+        enough: int = 1,
         on_claimed: Callable[[Sequence[tuple[Delivery, str]]], None],
         on_late: Callable[[Sequence[Delivery]], None],
         isolation: Isolation,
@@ -100,6 +108,8 @@ class Fetcher:
         self._outbox = outbox
         self._free_slots = free_slots
         self._holds_back = may_hold_back
+        self._enough = enough
+        self._most_turns = MAX_TURNS if broker.keeps_order else 1
         self._on_claimed = on_claimed
         self._on_late = on_late
         self._isolation = isolation
@@ -118,11 +128,13 @@ class Fetcher:
         self._maybe_async = self._maybe_sync = True  # there may be ready operations of this kind
         self._event = asyncio.Event()
         self._may_wait = asyncio.Event()
-        self._turning = asyncio.Lock()
+        self._turns: list[float] = []  # when those began that are on their way
+        self._turn_ended = asyncio.Event()
+        self._asked: list[Slots] = []  # those of the claims that are on their way, but for that of the blocking read
+        self._missed = self._resting = False  # a reason to turn was passed over; Redis was away a moment ago
         self._kept: Slots | None = None  # those of the claim behind the blocking read that is on its way
         self._back = asyncio.Event()
         self._offset: float | None = None  # what the clock of Redis is ahead of `time.monotonic`
-        self._turning_since: float | None = None
         self._blocking_until: float | None = None
 
     @property
@@ -133,12 +145,12 @@ class Fetcher:
     @property
     def is_free(self) -> bool:
         """Whether no round trip is on its way."""
-        return self._turning_since is None
+        return not self._turns
 
     @property
     def turning_for(self) -> float | None:
-        """Seconds since the round trip began that is on its way, or since the blocking read should have been back."""
-        began = self._turning_since if self._turning_since is not None else self._blocking_until
+        """Seconds since the oldest round trip on its way began, or since the blocking read should have been back."""
+        began = min(self._turns, default=self._blocking_until)
         return None if began is None else max(0.0, time.monotonic() - began)
 
     def notify(self) -> None:
@@ -150,8 +162,8 @@ class Fetcher:
         """From now on outcomes are written and nothing is claimed. Waits for the claims that are on their way."""
         self._accepting = False
         self._may_wait.clear()
-        async with self._turning:
-            pass
+        while self._asked:
+            await self._end_of_a_turn()
         if self._kept is not None:
             back = asyncio.ensure_future(self._back.wait())
             await self._end_blocking_read(back)
@@ -162,25 +174,40 @@ class Fetcher:
         return time.time() if self._offset is None else time.monotonic() + self._offset
 
     async def run(self) -> None:
-        """Turn until cancelled."""
+        """Turn until cancelled. `MAX_TURNS` tasks may do so at once."""
         backoff = 0.1
         self._event.set()
         while True:
             await self._event.wait()
+            if not self._event.is_set():
+                continue  # another task has seen to it
             self._event.clear()
             if self._holds_back():
                 continue
-            self._turning_since = time.monotonic()
+            if not self._may_turn():
+                self._missed = True
+                continue
             try:
                 await self.turn()
             except BrokerUnavailableError:
-                await asyncio.sleep(backoff)
+                await self._rest(backoff)
                 backoff = min(2 * backoff, MAX_BACKOFF)
-                self._event.set()
             else:
                 backoff = 0.1
-            finally:
-                self._turning_since = None
+
+    def _may_turn(self) -> bool:
+        """Whether a round trip may begin: the first, or another one with enough outcomes to be worth it."""
+        if self._resting:
+            return False
+        return not self._turns or (len(self._turns) < self._most_turns and len(self._outbox) >= self._enough)
+
+    async def _rest(self, seconds: float) -> None:
+        self._resting = True
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._resting = False
+            self._event.set()
 
     async def wait_for_work(self) -> None:
         """Block on the wake-up markers whenever there is nothing to claim, and claim then; until cancelled."""
@@ -198,36 +225,45 @@ class Fetcher:
 
     async def turn(self) -> None:
         """One round trip: write outcomes, claim what there is a slot for."""
-        async with self._turning:
-            batch = self._outbox.take()
-            question = self._ask(batch)
-            parts = self._outbox.calls(batch)
-            calls = [call for call, _ in parts] + ([question] if question is not None else [])
-            if not calls:
-                return
-            asked_at = time.monotonic()
-            replies = await self._send(calls, batch)
+        batch = self._outbox.take()
+        question, slots = self._ask(batch)
+        parts = self._outbox.calls(batch)
+        calls = [call for call, _ in parts] + ([question] if question is not None else [])
+        if not calls:
+            return
+        asked_at = time.monotonic()
+        self._turns.append(asked_at)
+        try:
+            replies = await self._send(calls, batch, slots)
             for (_, part), reply in zip(parts, replies, strict=False):
                 self._outbox.settle(part, reply)
-            if question is not None and question.name == "claim":
+            if slots is not None:
                 self._claimed(replies[-1], asked_at)
             failed = next((reply for reply in replies if isinstance(reply, BrokerUnavailableError)), None)
             if failed is not None:
                 self._failed(failed)
                 raise failed
             self._breaker.record_success()
-        if len(self._outbox):
-            self._event.set()
+        finally:
+            self._turns.remove(asked_at)
+            self._turn_ended.set()
+            if self._missed or len(self._outbox):
+                self._missed = False
+                self._event.set()
 
     async def flush(self, timeout: float) -> None:
         """Write all outcomes, trying for at most `timeout` seconds."""
         deadline = time.monotonic() + timeout
         # A turn that goes on holds outcomes, too: cut off, they would be sent again, and come back as stale.
-        while (len(self._outbox) or self._turning.locked()) and time.monotonic() < deadline:
+        while (len(self._outbox) or self._turns) and time.monotonic() < deadline:
             try:
-                await self.turn()
+                await (self.turn() if len(self._outbox) else self._end_of_a_turn())
             except BrokerUnavailableError:
                 await asyncio.sleep(0.1)
+
+    async def _end_of_a_turn(self) -> None:
+        self._turn_ended.clear()
+        await self._turn_ended.wait()
 
     async def _wait_and_claim(self, slots: Slots) -> None:
         wait = self._commands.wait(
@@ -282,32 +318,43 @@ class Fetcher:
                 await self._broker.run(self._commands.ring(self._worker_id))
             except BrokerUnavailableError:
                 return  # nothing can be claimed now either
+            except QueueError as error:  # it ends by itself, after `MAX_BLOCK`
+                self._hooks.on_event(BrokerError("ring", type(error).__name__))
             await asyncio.wait([pending], timeout=RING_INTERVAL)
 
     def _free(self) -> Slots:
-        """The slots that may be claimed for now, without those that are kept."""
-        slots, kept = self._free_slots(), self._kept
-        if kept is None:
+        """The slots that may be claimed for now, without those for which claims are on their way."""
+        slots = self._free_slots()
+        taken = self._asked if self._kept is None else [*self._asked, self._kept]
+        if not taken:
             return slots
-        return Slots(max(0, slots.for_async - kept.for_async), max(0, slots.for_sync - kept.for_sync), slots.suspect)
+        if any(one.suspect for one in taken):  # it may come back with a suspect, beside which nothing is to run
+            return Slots(0, 0)
+        return Slots(
+            max(0, slots.for_async - sum(one.for_async for one in taken)),
+            max(0, slots.for_sync - sum(one.for_sync for one in taken)),
+            slots.suspect and not self._asked,
+        )
 
-    def _ask(self, batch: Sequence[Settlement]) -> Call[Any] | None:
-        """What to ask of Redis, beside the writing of `batch`: a claim, or to end the blocking read. That is done when
-        all slots are kept for it, as its claim says when the next operation is due, and when it listens for too little.
+    def _ask(self, batch: Sequence[Settlement]) -> tuple[Call[Any] | None, Slots | None]:
+        """What to ask of Redis, beside the writing of `batch`: a claim, and for which slots; or to end the blocking
+        read. That is done when all slots are kept for it, as its claim says when the next operation is due, and when it
+        listens for too little.
         """  # noqa: D205
         if not self._accepting:
-            return None
+            return None, None
         slots = self._free()
         if slots and (batch or self._wants(slots)):
             # A marker that comes while the claim is on its way sets them again: the reply must not wipe that out.
             self._maybe_async = self._maybe_sync = False
-            return self._claim_for(slots)
+            return self._claim_for(slots), slots
         kept = self._kept
         if kept and (self._is_deaf(slots) or self._wants(kept) or any(one.is_delayed for one in batch)):
             self._maybe_async = self._maybe_sync = False
-            return self._commands.ring(self._worker_id)
-        self._may_wait.set()
-        return None
+            return self._commands.ring(self._worker_id), None
+        if not self._asked:
+            self._may_wait.set()
+        return None, None
 
     def _is_deaf(self, slots: Slots) -> bool:
         """Whether the blocking read began when there was no slot of a kind for which there is one now."""
@@ -339,8 +386,12 @@ class Fetcher:
             ordered += same[first:] + same[:first]
         return ordered
 
-    async def _send(self, calls: Sequence[Call[Any]], batch: Sequence[Settlement]) -> list[Any | QueueError]:
+    async def _send(
+        self, calls: Sequence[Call[Any]], batch: Sequence[Settlement], slots: Slots | None
+    ) -> list[Any | QueueError]:
         began = time.monotonic()
+        if slots is not None:
+            self._asked.append(slots)
         try:
             replies = await self._broker.run_many(calls)
         except BrokerUnavailableError as error:
@@ -350,8 +401,11 @@ class Fetcher:
         except asyncio.CancelledError:
             self._outbox.put_back(batch, ambiguous=True)
             raise
+        finally:
+            if slots is not None:
+                self._asked.remove(slots)
         took = time.monotonic() - began
-        self._hooks.on_event(BrokerCall("claim" if calls[-1].name == "claim" else "settle", took))
+        self._hooks.on_event(BrokerCall("settle" if slots is None else "claim", took))
         return replies
 
     def _failed(self, error: BrokerUnavailableError) -> None:
@@ -382,7 +436,7 @@ class Fetcher:
                 self._pause()
         elif self._is_deaf(slots):
             self._event.set()
-        else:
+        elif not self._asked:
             self._may_wait.set()
 
     def _set_clock(self, now: float, asked_at: float) -> None:

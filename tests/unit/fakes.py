@@ -49,6 +49,7 @@ class AsyncFakeBroker(FakeBroker):
     """The same, awaited."""
 
     version = "7.0.15"
+    keeps_order = True
 
     async def server_version(self) -> str:
         return self.version

@@ -232,6 +232,9 @@ def test_for_the_worker_each_result_of_many_stands_alone():
     first, second = side.call("run_many", [RELEASE, ENQUEUE])
     assert isinstance(first, BrokerUnavailableError)
     assert second == [(Accepted.QUEUED, "1")]
+    side.prepare(rex.ResponseError("no"))
+    (only,) = side.call("run_many", [RELEASE])
+    assert isinstance(only, BrokerReplyError)
 
 
 WAIT = C.wait(for_async=True, for_sync=True, timeout=2)

@@ -201,6 +201,69 @@ async def test_one_that_was_begun_goes_on_without_whoever_waits_for_it():
     assert len(pool.made) == 1
 
 
+async def test_those_in_order_share_a_connection_and_each_has_its_own_replies():
+    exchange, pool = direct([], [])
+    first = asyncio.create_task(exchange.in_order([("A",), ("B",)]))
+    second = asyncio.create_task(exchange.in_order([("C",)]))
+    await until(lambda: pool.made and len(pool.made[0].written) == 2)
+    for data in (b":1\r\n:2\r", b"\n:3\r\n"):
+        pool.made[0]._writer.transport.arrive(data)
+    assert [await first, await second] == [[1, 2], [3]]
+    pool.answers = [[b":4\r\n"]]
+    assert await exchange([("D",)]) == [4]
+    assert len(pool.made) == 1
+
+
+async def test_while_those_in_order_are_on_their_way_others_have_another_connection():
+    exchange, pool = direct([], [b":2\r\n"])
+    first = asyncio.create_task(exchange.in_order([("A",)]))
+    await until(lambda: pool.made and pool.made[0].written)
+    assert await exchange([("B",)]) == [2]
+    assert len(pool.made) == 2
+    pool.made[0]._writer.transport.arrive(b":1\r\n")
+    assert await first == [1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [(None, rex.ConnectionError), (b"-LOADING Redis is\r\n", rex.BusyLoadingError), (b"?\r\n", rex.InvalidResponse)],
+)
+async def test_what_is_behind_a_failure_fails_with_it_and_the_connection_is_given_back_once(answer, error):
+    exchange, pool = direct([], [])
+    first = asyncio.create_task(exchange.in_order([("A",)]))
+    second = asyncio.create_task(exchange.in_order([("B",)]))
+    await until(lambda: pool.made and len(pool.made[0].written) == 2)
+    pool.made[0]._writer.transport.arrive(answer)
+    with pytest.raises(error):
+        await first
+    with pytest.raises(rex.ConnectionError, match="before this one has failed"):
+        await second
+    assert pool.made[0].aborted
+    assert len(exchange._idle) == 1
+    assert exchange._in_use == set()
+    pool.answers = [[b":7\r\n"]]
+    assert await exchange.in_order([("C",)]) == [7]  # connected anew
+    assert pool.checked_out == 2
+
+
+async def test_no_reply_of_one_that_was_cut_off_is_that_of_the_one_behind_it():
+    exchange, pool = direct([], [])
+    first = asyncio.create_task(exchange.in_order([("A",)]))
+    second = asyncio.create_task(exchange.in_order([("B",)]))
+    await until(lambda: pool.made and len(pool.made[0].written) == 2)
+    transport = pool.made[0]._writer.transport
+    first.cancel()
+    transport.arrive(b":1\r\n")  # before the connection is closed for it
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await until(lambda: transport.aborted)
+    transport.arrive(None)
+    with pytest.raises(rex.ConnectionError):
+        await second
+    assert len(exchange._idle) == 1
+    assert exchange._in_use == set()
+
+
 async def test_older_clients_want_the_name_of_a_command():
     pool = Pool([[b":1\r\n"]])
 

@@ -197,7 +197,8 @@ def test_a_socket_without_a_limit_and_one_of_another_class_are_left_as_they_are(
 
 def test_where_the_kernel_cannot_watch_python_goes_on_to(monkeypatch):
     own, other = socket.socketpair()
-    monkeypatch.setattr(exchange_sync.struct, "pack", lambda *_: b"?")  # no timeval of any platform
+    no_timeval = SimpleNamespace(pack=lambda *_: b"?")
+    monkeypatch.setattr(exchange_sync, "struct", no_timeval)
     with own, other:
         own.settimeout(3.0)
         assert exchange_sync._limit_by_kernel(own) is None

@@ -1,13 +1,16 @@
-"""The claim loop at its end: a flush leaves no outcome behind, not even one that is on its way."""
+"""The claim loop: when it makes a round trip, for what, and that a flush leaves no outcome behind."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from types import SimpleNamespace
 
 import pytest
 
 from queue_system.broker.commands import Commands
+from queue_system.broker.messages import Call, Claimed
+from queue_system.errors import BrokerUnavailableError
 from queue_system.events import (
     OperationInfo,
 )
@@ -15,83 +18,265 @@ from queue_system.hooks import NO_HOOKS
 from queue_system.keys import Keys
 from queue_system.outcome import Success
 from queue_system.runtime import fetch as fetch_module
-from queue_system.runtime.fetch import Fetcher, Slots
+from queue_system.runtime.fetch import MAX_TURNS, Fetcher, Slots
 from queue_system.runtime.finish import Outbox, Settlement
 from queue_system.runtime.isolation import Isolation
 from queue_system.utils import CircuitBreaker
 from support import until
 
 INFO = OperationInfo("id", "mail", "normal", "send", "operation", is_async=True, attempt=1, headers={})
+NOTHING = Claimed(0.0, [], None, more_async=False, more_sync=False, registry_version="", registry=None)
 
 
 class SlowBroker:
-    """Answers when it is let."""
+    """Answers a round trip when it is let, the first one first: completions are applied, a claim brings nothing."""
 
-    def __init__(self) -> None:
-        self.asked, self.let = asyncio.Event(), asyncio.Event()
+    def __init__(self, *, keeps_order: bool = True) -> None:
+        self.keeps_order = keeps_order
+        self.sent: list[list[Call]] = []
+        self._waiting: deque[tuple[list[Call], asyncio.Future]] = deque()
 
     async def run_many(self, calls):
-        self.asked.set()
-        await self.let.wait()
-        return [[True] for _ in calls]
+        answer = asyncio.get_running_loop().create_future()
+        self.sent.append(list(calls))
+        self._waiting.append((calls, answer))
+        return await answer
+
+    def answer(self) -> None:
+        calls, answer = self._waiting.popleft()
+        answer.set_result([NOTHING if call.name == "claim" else [True] * ((len(call.args) - 3) // 3) for call in calls])
+
+    def fail(self) -> None:
+        self._waiting.popleft()[1].set_exception(BrokerUnavailableError("gone", kind="connection"))
 
 
-async def test_a_flush_waits_for_the_outcomes_that_are_on_their_way():
-    settled: list[tuple[str, int]] = []
-    commands, broker = Commands(Keys()), SlowBroker()
-    outbox = Outbox(
-        commands,
-        NO_HOOKS,
-        done_ttl=0.0,
-        retention=60.0,
-        on_settled=settled.extend,
-        on_refused=lambda _: None,
-    )
-    fetcher = Fetcher(
-        broker,
-        broker,
-        commands,
-        outbox,
-        free_slots=lambda: Slots(0, 0),
-        on_claimed=lambda _: None,
-        on_late=lambda _: None,
-        isolation=Isolation(lambda _: None, patience=10.0),
-        hooks=NO_HOOKS,
-        breaker=CircuitBreaker("redis"),
-        lease=10.0,
-        retention=60.0,
-    )
-    outbox.put(Settlement(("id", 1), Success(None), INFO))
-    turn = asyncio.create_task(fetcher.turn())
-    await broker.asked.wait()
-    assert len(outbox) == 0
-    flush = asyncio.create_task(fetcher.flush(10.0))
-    for _ in range(20):  # turns of the event loop: what could end without the broker would have ended
+class Rig:
+    """A fetcher whose slots and outcomes the test decides about."""
+
+    def __init__(self, broker: SlowBroker, *, enough: int = 2) -> None:
+        self.broker = broker
+        self.slots, self.holds_back = Slots(4, 0), False
+        self.settled: list[tuple[str, int]] = []
+        commands = Commands(Keys())
+        self.outbox = Outbox(
+            commands,
+            NO_HOOKS,
+            done_ttl=0.0,
+            retention=60.0,
+            on_settled=self.settled.extend,
+            on_refused=lambda _: None,
+        )
+        self.fetcher = Fetcher(
+            broker,
+            broker,
+            commands,
+            self.outbox,
+            free_slots=lambda: self.slots,
+            may_hold_back=lambda: self.holds_back,
+            enough=enough,
+            on_claimed=lambda _: None,
+            on_late=lambda _: None,
+            isolation=Isolation(lambda _: None, patience=10.0),
+            hooks=NO_HOOKS,
+            breaker=CircuitBreaker("redis"),
+            lease=10.0,
+            retention=60.0,
+        )
+        self._tasks: list[asyncio.Task] = []
+
+    def run(self) -> None:
+        """As the engine does: two tasks."""
+        self._tasks = [asyncio.create_task(self.fetcher.run()) for _ in range(MAX_TURNS)]
+
+    def put(self, *ids: str) -> None:
+        for one in ids:
+            self.outbox.put(Settlement((one, 1), Success(None), INFO))
+            self.fetcher.notify()
+
+    def sent(self) -> list[tuple[list[str], tuple[int, int] | None]]:
+        """Of each round trip so far: whose outcomes it wrote, and for how many slots of either kind it claimed."""
+        return [(written(calls), asked(calls)) for calls in self.broker.sent]
+
+    async def end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def written(calls) -> list[str]:
+    return [call.args[i].decode() for call in calls if call.name == "complete" for i in range(3, len(call.args), 3)]
+
+
+def asked(calls) -> tuple[int, int] | None:
+    return next(((call.args[1], call.args[2]) for call in calls if call.name == "claim"), None)
+
+
+async def settle() -> None:
+    """Turns of the event loop: what could go on without the broker has gone on."""
+    for _ in range(20):
         await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def rig():
+    rig = Rig(SlowBroker())
+    yield rig
+    await rig.end()
+
+
+async def test_a_flush_waits_for_the_outcomes_that_are_on_their_way(rig):
+    rig.slots = Slots(0, 0)
+    rig.put("id")
+    turn = asyncio.create_task(rig.fetcher.turn())
+    await settle()
+    assert len(rig.outbox) == 0
+    flush = asyncio.create_task(rig.fetcher.flush(10.0))
+    await settle()
     assert not flush.done()
-    broker.let.set()
+    rig.broker.answer()
     async with asyncio.timeout(10):
         await flush
-    assert settled == [("id", 1)]
+    assert rig.settled == [("id", 1)]
     await turn
 
 
-async def test_a_round_trip_that_would_bring_more_later_waits():
-    fetcher, turns, waits = Fetcher.__new__(Fetcher), [], [True]
-    fetcher._event, fetcher._turning_since = asyncio.Event(), None
-    fetcher._holds_back = waits.pop
+async def test_a_flush_writes_what_waits_while_others_are_on_their_way(rig):
+    rig.slots = Slots(0, 0)
+    rig.put("a")
+    turn = asyncio.create_task(rig.fetcher.turn())
+    await settle()
+    rig.put("b")
+    flush = asyncio.create_task(rig.fetcher.flush(10.0))
+    await settle()
+    assert rig.sent() == [(["a"], None), (["b"], None)]
+    rig.broker.answer()
+    rig.broker.answer()
+    async with asyncio.timeout(10):
+        await flush
+    await turn
+    assert rig.settled == [("a", 1), ("b", 1)]
 
-    async def turn():
-        turns.append(len(waits))
 
-    fetcher.turn = turn
-    running = asyncio.create_task(fetcher.run())
-    await until(lambda: not waits and not fetcher._event.is_set())
-    assert turns == []
-    waits.append(False)
-    fetcher.notify()
-    await until(lambda: turns)
-    running.cancel()
+async def test_a_round_trip_that_would_bring_more_later_waits(rig):
+    rig.holds_back = True
+    rig.run()
+    await settle()
+    assert rig.sent() == []
+    rig.holds_back = False
+    rig.fetcher.notify()
+    await settle()
+    assert rig.sent() == [([], (4, 0))]
+
+
+async def test_a_second_round_trip_begins_with_enough_outcomes_and_claims_what_is_left(rig):
+    rig.slots = Slots(2, 0)
+    rig.run()
+    await settle()
+    rig.slots = Slots(3, 1)  # two of the three are those of the first claim
+    rig.put("a")
+    await settle()
+    assert rig.sent() == [([], (2, 0))], "one outcome is not enough"
+    rig.put("b")
+    await settle()
+    assert rig.sent()[1:] == [(["a", "b"], (1, 1))]
+
+
+async def test_there_is_no_third(rig):
+    rig.run()
+    await settle()
+    rig.put("a", "b")
+    await settle()
+    rig.put("c", "d", "e")
+    await settle()
+    assert len(rig.sent()) == 2
+    rig.broker.answer()
+    await settle()
+    assert rig.sent()[2:] == [(["c", "d", "e"], (4, 0))]
+
+
+async def test_what_was_not_enough_goes_when_the_first_is_back(rig):
+    rig.run()
+    await settle()
+    rig.put("a")
+    await settle()
+    rig.broker.answer()
+    await settle()
+    assert [outcomes for outcomes, _ in rig.sent()] == [[], ["a"]]
+
+
+async def test_a_slot_that_became_free_meanwhile_is_not_forgotten(rig):
+    rig.slots = Slots(0, 0)
+    rig.put("a")
+    rig.run()
+    await settle()
+    rig.slots = Slots(1, 0)
+    rig.fetcher.notify()
+    await settle()
+    assert rig.sent() == [(["a"], None)]
+    rig.broker.answer()
+    await settle()
+    assert rig.sent()[1:] == [([], (1, 0))]
+
+
+async def test_nothing_is_claimed_beside_a_claim_that_may_bring_a_suspect(rig):
+    rig.slots = Slots(4, 4, suspect=True)
+    rig.run()
+    await settle()
+    rig.put("a", "b")
+    await settle()
+    assert rig.sent() == [([], (4, 4)), (["a", "b"], None)]
+
+
+async def test_a_second_claim_takes_no_suspect(rig):
+    rig.slots = Slots(2, 0)
+    rig.run()
+    await settle()
+    rig.slots = Slots(4, 0, suspect=True)
+    rig.put("a", "b")
+    await settle()
+    first, second = (calls[-1] for calls in rig.broker.sent)
+    assert [first.args[8], second.args[8]] == [0, 0]
+
+
+async def test_there_is_no_second_where_the_order_would_be_lost():
+    rig = Rig(SlowBroker(keeps_order=False))
+    rig.run()
+    await settle()
+    rig.put("a", "b", "c")
+    await settle()
+    assert len(rig.sent()) == 1
+    await rig.end()
+
+
+async def test_none_begins_while_redis_was_away_a_moment_ago(rig):
+    rig.run()
+    await settle()
+    rig.put("a", "b")
+    await settle()
+    rig.broker.fail()
+    await settle()
+    rig.put("c", "d")
+    rig.broker.answer()
+    await settle()
+    assert len(rig.sent()) == 2
+    await until(lambda: len(rig.sent()) == 3)
+    assert rig.sent()[2] == (["c", "d"], (4, 0))
+
+
+async def test_a_stop_waits_for_both_claims(rig):
+    rig.slots = Slots(2, 0)
+    rig.run()
+    await settle()
+    rig.slots = Slots(4, 0)
+    rig.put("a", "b")
+    await settle()
+    stop = asyncio.create_task(rig.fetcher.stop_claiming())
+    for _ in range(2):
+        await settle()
+        assert not stop.done()
+        rig.broker.answer()
+    async with asyncio.timeout(10):
+        await stop
 
 
 @pytest.mark.parametrize(

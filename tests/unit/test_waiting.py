@@ -33,6 +33,8 @@ def claimed(*names, registry=None, due=None):
 class Redis:
     """Both brokers of a fetcher: a blocking read ends with the next of `woken`; turns get what `turns` says."""
 
+    keeps_order = True
+
     def __init__(self):
         self.woken = asyncio.Queue()
         self.turns = [claimed(registry=[QUEUE])]
@@ -176,7 +178,7 @@ async def test_a_blocking_read_that_listens_for_too_little_is_ended(rig):
     await rig.blocked(2)
     rig.slots = Slots(0, 3)
     rig.fetcher._look_again()
-    await until(lambda: rig.redis.asked[-1] == "claim" and rig.fetcher._turning_since is None)
+    await until(lambda: rig.redis.asked[-1] == "claim" and rig.fetcher.is_free)
     assert rig.redis.rung == 0
     rig.slots = Slots(2, 3)  # an async operation has ended
     rig.fetcher._look_again()
