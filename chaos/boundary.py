@@ -74,9 +74,9 @@ def watch_redis(boundaries: Boundaries) -> None:
     send_async, send_sync, send_many = AsyncBroker._send, SyncBroker._attempt, AsyncBroker._send_many  # noqa: SLF001
     begin_after = AsyncBroker.begin_after
 
-    async def asynchronous(self: AsyncBroker, call: Call[Any]) -> Any:
+    async def asynchronous(self: AsyncBroker, call: Call[Any], *rest: Any) -> Any:
         boundaries.pass_by(f"redis before {call.name}")
-        reply = await send_async(self, call)
+        reply = await send_async(self, call, *rest)
         boundaries.pass_by(f"redis after {call.name}")
         return reply
 
@@ -86,20 +86,20 @@ def watch_redis(boundaries: Boundaries) -> None:
         boundaries.pass_by(f"redis after {call.name}")
         return reply
 
-    async def many(self: AsyncBroker, calls: Sequence[Call[Any]]) -> list[Any]:
+    async def many(self: AsyncBroker, calls: Sequence[Call[Any]], *rest: Any) -> list[Any]:
         if len(calls) == 1:
-            return await send_many(self, calls)  # which calls `asynchronous`
+            return await send_many(self, calls, *rest)  # which calls `asynchronous`
         for position, call in enumerate(calls):
             for sent, when in ((position, "before"), (position + 1, "after")):
                 if boundaries.reached(f"redis {when} {call.name}"):
-                    await send_many(self, calls[:sent]) if sent else None
+                    await send_many(self, calls[:sent], *rest) if sent else None
                     die()
-        return await send_many(self, calls)
+        return await send_many(self, calls, *rest)
 
     async def after(self: AsyncBroker, wait: Call[Any], call: Call[Any]) -> asyncio.Future[list[Any]]:
         boundaries.pass_by(f"redis before {wait.name}")
         if boundaries.reached(f"redis after {wait.name}"):
-            await send_async(self, wait)
+            await send_async(self, wait, self._exchange)
             die()
         pending = await begin_after(self, wait, call)
         pending.add_done_callback(lambda _: boundaries.pass_by(f"redis after {call.name} behind {wait.name}"))

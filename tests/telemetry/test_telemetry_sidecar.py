@@ -27,9 +27,10 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from queue_system import QueueConfig, QueueManager, QueueWorker
 from queue_system.embedded import EmbeddedServer
-from queue_system.errors import ConfigurationError
+from queue_system.errors import BrokerUnavailableError, ConfigurationError
 from queue_system.log import get_logger
 from queue_system.runtime import health
+from queue_system.runtime.fetch import Fetcher
 from support import until
 from telemetry import SidecarServer, default_listeners
 
@@ -259,21 +260,31 @@ async def test_without_redis_it_is_not_ready_and_with_it_again(make_config, coll
 
 
 async def test_a_claim_loop_that_stands_still_is_not_alive(watched, serve, monkeypatch):
-    async def never() -> None:
-        await asyncio.get_running_loop().create_future()
+    released = asyncio.Event()
+
+    async def never(_: Any) -> None:
+        await released.wait()
+        raise BrokerUnavailableError("released", kind="timeout")
+
+    async def look(fetcher: Fetcher) -> None:
+        fetcher._look_again()
+
+    async def release() -> None:
+        released.set()
 
     monkeypatch.setattr(health, "TURN_LIMIT", 0.3)
     with Apart(watched()) as apart:
         get = serve(apart.worker)
         assert get.status("/livez") == 200
         fetcher = apart.worker._engine.fetcher
-        monkeypatch.setattr(fetcher, "turn", never)
-        fetcher.notify()
+        monkeypatch.setattr(fetcher._broker, "run_many", never)
+        apart.run(look(fetcher))
         await until(lambda: get.status("/livez") == 503)
         assert get("/livez").checks["claim_loop"].startswith("in one round trip for")
         assert get("/livez").checks["event_loop"] == "ok"
         assert get.status("/readyz") == 503
         monkeypatch.undo()
+        apart.run(release())
 
 
 async def test_a_blocked_event_loop_is_seen_and_does_not_hide_the_scrape(watched, serve, gate, monkeypatch):
