@@ -82,8 +82,7 @@ class TracingListener(Hooks):
 
     def enqueue_context(self, event: EnqueueStarted) -> AbstractContextManager[None]:
         """See `Hooks`."""
-        is_off = self._off and (time.monotonic() < self._look_again or self._is_off())
-        return NO_CONTEXT if is_off else _EnqueueSpan(self._spans(), event)
+        return NO_CONTEXT if self._is_off() else _EnqueueSpan(self._spans(), event)
 
     def attempt_context(self, event: AttemptStarted) -> AbstractContextManager[None]:
         """See `Hooks`."""
@@ -107,8 +106,6 @@ class TracingListener(Hooks):
 
     def inject(self, headers: dict[str, str]) -> None:
         """See `Hooks`."""
-        if self._off:
-            return
         link_only = _link_only.get()
         if link_only is None and current_operation.get() is None:
             return  # what is current here, if anything, is the span in which the worker was started

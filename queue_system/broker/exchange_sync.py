@@ -147,9 +147,11 @@ class _Kept:
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
-        self.exchange: _Exchanging = _exchanging_on(connection)
+        wire = _wire_of(connection)
+        self.exchange: _Exchanging = partial(_exchange_by_methods, connection) if wire is None else wire.exchange
         self._poll = _poll_of(connection)
-        self._limit = _limit_by_kernel(getattr(connection, "_sock", None))
+        # Not where redis-py reads: it takes the kernel's word for another error.
+        self._limit = None if wire is None else _limit_by_kernel(connection._sock)  # noqa: SLF001  as in `_Wire`
         self._fresh_until = time.monotonic() + FRESH_FOR
 
     def is_fresh(self) -> bool:
@@ -164,12 +166,12 @@ class _Kept:
         pool.release(self.connection)
 
 
-def _exchanging_on(connection: Any) -> _Exchanging:
-    """How to send bytes on it and to read so many replies: by its socket, or where that is not found, its methods."""
+def _wire_of(connection: Any) -> _Wire | None:
+    """Its socket and reader; None where they are not found, and its methods have to do."""
     reader = getattr(getattr(connection, "_parser", None), "_reader", None)
     if isinstance(reader, hiredis.Reader) and getattr(connection, "_sock", None) is not None:
-        return _Wire(connection).exchange
-    return partial(_exchange_by_methods, connection)
+        return _Wire(connection)
+    return None
 
 
 def _exchange_by_methods(connection: Any, packed: bytes, count: int, meanwhile: Meanwhile) -> list[Any]:

@@ -182,6 +182,14 @@ def test_the_kernel_watches_over_the_time_until_the_pool_has_it_back(server):
     assert pool.released == [server.connection]
 
 
+def test_where_redis_py_reads_python_goes_on_to_watch(server):
+    own = server.connection._sock
+    own.settimeout(3.0)
+    server.connection._parser._reader = object()  # no hiredis
+    exchange_sync._Kept(server.connection)
+    assert own.gettimeout() == 3.0
+
+
 def test_a_socket_without_a_limit_and_one_of_another_class_are_left_as_they_are():
     class Wrapped(socket.socket):
         """As that of TLS."""
@@ -216,5 +224,5 @@ def test_the_end_of_a_connection_is_told_as_by_redis_py(server):
 
 def test_a_push_is_passed_over_where_redis_py_has_nothing_for_it(server):
     del server.connection._parser.handle_push_response
-    server.exchange = exchange_sync._exchanging_on(server.connection)
+    server.exchange = exchange_sync._Kept(server.connection).exchange
     assert server.ask(b">1\r\n+news\r\n", b"+OK\r\n") == [b"OK"]

@@ -9,7 +9,7 @@ import pytest
 from queue_system.broker.commands import Commands
 from queue_system.broker.messages import Claimed, Delivery, ReadyQueue
 from queue_system.errors import BrokerReplyError, BrokerUnavailableError
-from queue_system.events import OperationInfo
+from queue_system.events import BrokerError, OperationInfo
 from queue_system.hooks import NO_HOOKS
 from queue_system.keys import Keys
 from queue_system.outcome import ErrorInfo, Retry, Success
@@ -170,6 +170,20 @@ async def test_a_stop_waits_for_the_claim_and_takes_what_it_brings(rig):
     rig.fetcher._may_wait.set()
     await asyncio.sleep(0)
     assert len(rig.redis.blocked_with) == 1
+
+
+async def test_a_stop_waits_for_the_claim_also_when_redis_refuses_to_end_it(rig):
+    told = []
+    rig.fetcher._hooks = SimpleNamespace(on_event=told.append)
+
+    def refuse():
+        rig.redis.woken.put_nowait(claimed("last"))  # it ends by itself
+        raise BrokerReplyError("NOPERM")
+
+    rig.redis.on_ring = refuse
+    await rig.fetcher.stop_claiming()
+    assert rig.taken == ["last"]
+    assert told == [BrokerError("ring", "BrokerReplyError")]
 
 
 async def test_a_blocking_read_that_listens_for_too_little_is_ended(rig):
