@@ -16,11 +16,14 @@ STOP_REASONS: Final = (TOLD_TO_STOP, THREADS_ABANDONED, MAX_OPERATIONS, MAX_MEMO
 """Why a worker drains: it was told to, too many of its threads never return, or it has reached a limit."""
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """Something that happened. Times are in seconds."""
 
+    # Neither these nor what else an operation is made of can be part of a cycle. Left out (`gc=False`), they are not
+    # counted either: with each batch of sync operations the garbage collector would start, and find nothing.
 
-class OperationInfo(msgspec.Struct, frozen=True):
+
+class OperationInfo(msgspec.Struct, frozen=True, gc=False):
     """What every event about one operation carries. `kind` is ``operation`` or ``callback``."""
 
     operation_id: str

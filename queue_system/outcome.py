@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from queue_system.operation import Operation
 from queue_system.retry import QueueRetryConfig
 
@@ -36,8 +38,7 @@ class ErrorInfo:
     traceback: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Success:
+class Success(msgspec.Struct, frozen=True, gc=False):
     """The processor returned; `result` is what it returned."""
 
     result: object = None

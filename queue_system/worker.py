@@ -174,7 +174,6 @@ class QueueWorker:
         self._hooks = config.hooks
         self._holding: dict[int, Claim] = {}
         self._patient: set[str] = set()
-        self._sync_tasks: set[asyncio.Task[None]] = set()
         self._guardian: asyncio.Task[None] | None = None
         self._own_end: asyncio.Task[None] | None = None
         self._stopping = asyncio.Lock()
@@ -485,8 +484,6 @@ class QueueWorker:
         """Hand an operation over to the pool, and do not wait for it here."""
         self._engine.hand_over(attempt)
         attempt.task = asyncio.get_running_loop().create_task(self._run_sync(attempt, function, queue, worker_id))
-        self._sync_tasks.add(attempt.task)
-        attempt.task.add_done_callback(self._sync_tasks.discard)
         return True
 
     async def _run_sync(self, attempt: Attempt, function: Callable[..., Any], queue: bytes, worker_id: int) -> None:

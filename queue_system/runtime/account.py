@@ -21,8 +21,10 @@ class BusyAccount:
 
     def change(self, taken: int) -> None:
         """So many places are taken from now on; more than there are count as all."""
-        now, _, busy, saturated = self._advanced()
-        self._state = now, min(taken, self._size), busy, saturated
+        taken = min(taken, self._size)
+        if taken != self._state[1]:
+            now, _, busy, saturated = self._advanced()
+            self._state = now, taken, busy, saturated
 
     def read(self) -> tuple[float, float, float]:
         """Seconds of places taken, of places there, and of all of them being taken."""

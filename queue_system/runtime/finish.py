@@ -37,7 +37,7 @@ _RESULTS: Final[dict[type, str]] = {Retry: "retried", Failure: "failed", Reject:
 MAX_TURN: Final = 1000  # outcomes in one round trip
 
 
-class Settlement(msgspec.Struct):
+class Settlement(msgspec.Struct, gc=False):
     """An outcome on its way to Redis.
 
     `key` is the operation's id and the fencing token of its claim; `record` the attempt's entry in the operation's

@@ -13,7 +13,7 @@ from queue_system.runtime.isolation import Isolation
 from queue_system.runtime.lane import Lane
 
 
-class Claim(msgspec.Struct):
+class Claim(msgspec.Struct, gc=False):
     """A delivery and the side that its slot is taken from.
 
     `kind` is what its queue was said to hold. `settled`: its outcome was decided. `handed_over`: the task that took

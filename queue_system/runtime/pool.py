@@ -27,6 +27,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+
 from queue_system.errors import ThreadPoolExhaustedError
 from queue_system.events import (
     PoolStats,
@@ -48,34 +50,28 @@ PATIENCE: Final = 30.0
 ABANDON_AFTER: Final = 600.0
 
 
-class _Job:
-    __slots__ = ("context", "function", "future", "queued_at", "ticket")
+class _Job(msgspec.Struct, eq=False, gc=False):
+    """What a thread is to do: once it does, since `start`, and for `limit` seconds before it counts as abandoned.
 
-    def __init__(self, function: Callable[[], Any], future: asyncio.Future[Any]) -> None:
-        self.function = function
-        self.future = future
-        self.context = contextvars.copy_context()
-        self.queued_at = time.monotonic()
-        self.ticket = [True]
+    `ticket` is one byte, for whoever takes the job. A list would do as well, but the garbage collector counts lists.
+    """
+
+    function: Callable[[], Any]
+    future: asyncio.Future[Any]
+    context: contextvars.Context
+    queued_at: float
+    ticket: bytearray
+    start: float = 0.0
+    limit: float = 0.0
+    reported: bool = False
 
     def take(self) -> bool:
         """True for exactly one caller: the thread that runs the job, or who withdraws it."""
         try:
-            return self.ticket.pop()  # atomic
+            self.ticket.pop()  # atomic
         except IndexError:
             return False
-
-
-class _Run:
-    """A job in its thread: since when, how long it may take, and whether it was reported as abandoned."""
-
-    __slots__ = ("context", "limit", "reported", "start")
-
-    def __init__(self, job: _Job, limit: float) -> None:
-        self.context = job.context
-        self.start = time.monotonic()
-        self.limit = limit
-        self.reported = False
+        return True
 
 
 class ThreadPool:
@@ -113,7 +109,7 @@ class ThreadPool:
         self._done: deque[tuple[_Job, Any, BaseException | None]] = deque()
         self._notified = False
         self._threads: list[threading.Thread] = []
-        self._running: dict[int, _Run] = {}
+        self._running: dict[int, _Job] = {}
         self._waiting: deque[_Job] = deque()  # those with a limit, in the order of their limits
         self._patient: dict[_Job, None] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -150,7 +146,8 @@ class ThreadPool:
             became free in time: then the function was not called.
         """
         self._loop = asyncio.get_running_loop()
-        job = _Job(function, self._loop.create_future())
+        future = self._loop.create_future()
+        job = _Job(function, future, contextvars.copy_context(), time.monotonic(), ticket=bytearray(1))
         self.submissions += 1
         self._in_pool += 1
         self._account.change(self._in_pool)
@@ -161,7 +158,7 @@ class ThreadPool:
         self._jobs.append(job)
         self._ring()
         self._look_soon()
-        return job.future
+        return future
 
     def stats(self) -> PoolStats:
         """How the pool is doing. May be called from any thread."""
@@ -208,7 +205,7 @@ class ThreadPool:
         starts = [run.start for run in list(self._running.values())]
         return len(starts) == self.size and now - max(starts) >= self._patience
 
-    def _report(self, ident: int, run: _Run, now: float) -> ThreadAbandoned:
+    def _report(self, ident: int, run: _Job, now: float) -> ThreadAbandoned:
         run.reported = True
         names = {thread.ident: thread.name for thread in self._threads}
         return ThreadAbandoned(
@@ -226,7 +223,8 @@ class ThreadPool:
         while (job := self._next_job()) is not None:
             if not job.take():
                 continue
-            self._running[me] = _Run(job, self._abandon_after)
+            job.start, job.limit = time.monotonic(), self._abandon_after
+            self._running[me] = job
             result, error = None, None
             try:
                 if not job.future.cancelled():
@@ -287,10 +285,12 @@ class ThreadPool:
         outcomes can be written while the others are dealt with.
         """  # noqa: D205
         self._notified = False
-        for _ in range(min(len(self._done), self._portion)):
+        settled = min(len(self._done), self._portion)
+        self._left(settled)
+        for _ in range(settled):
             job, result, error = self._done.popleft()
-            self._left()
-            self._patient.pop(job, None)
+            if self._patient:
+                self._patient.pop(job, None)
             if job.future.done():
                 continue
             if error is None:
@@ -303,8 +303,8 @@ class ThreadPool:
             self._notified = True
             self._loop.call_soon(self._settle)
 
-    def _left(self) -> None:
-        self._in_pool -= 1
+    def _left(self, jobs: int = 1) -> None:
+        self._in_pool -= jobs
         self._account.change(self._in_pool)
 
     def _limit_waiting(self, job: _Job, *, patient: bool) -> None:
