@@ -19,6 +19,7 @@ from typing import Any, Final
 from benchmarks.peers.common import JOBS, PAYLOAD, REDIS, Peer, Producer, Role, noop, noop_async, run, run_loop
 from queue_system import QueueConfig, QueueManager, QueueRetryConfig, QueueWorker
 from queue_system.context import OperationContext
+from queue_system.garbage import tune_gc
 from queue_system.registry import default_registry
 
 VARIANT: Final = frozenset(filter(None, os.environ.get("BENCH_VARIANT", "").split(",")))
@@ -90,7 +91,8 @@ async def _work(role: Role) -> None:
         settings["lease"] = 5.0
     told_to_stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told_to_stop.set)
-    async with QueueWorker(configuration(), **settings):
+    async with QueueWorker(configuration(), **settings) as worker:
+        tune_gc(worker.max_workers, worker.thread_pool_size)  # as `queue-system worker` does
         if _PROFILE:
             from benchmarks.recorder import recorded  # noqa: PLC0415  nobody else's memory has it
 
@@ -110,7 +112,7 @@ if __name__ == "__main__":
             package="queue-system",
             kinds=("async", "sync"),
             settings={
-                "noop": "max_workers or thread_pool_size = concurrency; metrics and logs on, no tracer provider",
+                "noop": "max_workers or thread_pool_size = concurrency; metrics and logs on, no tracer provider; tune_gc",
                 "recovery": "defaults",
             },
             produce=produce,

@@ -23,6 +23,7 @@ from queue_system.cli.options import Prefix, RedisUrl
 from queue_system.cli.terminal import PROGRAM
 from queue_system.errors import BrokerUnavailableError
 from queue_system.events import MAX_MEMORY, MAX_OPERATIONS, THREADS_ABANDONED, TOLD_TO_STOP
+from queue_system.garbage import tune_gc
 from queue_system.imports import is_identifier_path
 from queue_system.registry import default_registry
 from queue_system.settings import Settings
@@ -254,6 +255,7 @@ async def _serve(worker: QueueWorker, settings: Settings, wait_for_redis: float)
     with logs.observed(worker, settings) as observed:
         await _start(worker, signals.asked, wait_for_redis)
         if worker.state == "running":
+            tune_gc(worker.max_workers, worker.thread_pool_size)
             known = len(default_registry.names())
             processors = f"{known} processor{'' if known == 1 else 's'}"
             _say(f"worker {worker.worker_id} ready: {worker.config.clients.address}, {processors}{observed}")

@@ -279,6 +279,19 @@ async def test_an_application_keeps_its_own_logging(start, tmp_path):
     assert await worker.ends() == 0
 
 
+async def test_the_garbage_collector_of_a_worker_leaves_out_what_was_there_at_the_start(start, config, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import gc\ndef look(entity): open('frozen', 'w').write(str(gc.get_freeze_count()))\n"
+    )
+    worker = start("worker", "own")
+    await worker.says(" ready: ")
+    assert main(["enqueue", "own:look", "{}"]) == 0
+    await until_metrics(config, processed=1)
+    assert int((tmp_path / "frozen").read_text()) > 10_000
+    worker.send()
+    assert await worker.ends() == 0
+
+
 # Stopping
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 
 from benchmarks.driver import Load, Server
-from queue_system import QueueConfig, QueueManager, QueueWorker
+from queue_system import QueueConfig, QueueManager, QueueWorker, garbage
 from queue_system.registry import Registry
 from support import running, until
 
@@ -34,6 +35,8 @@ TASKS = 0.05  # (0.001)
 TIMERS = 0.15  # (0.03)
 CALLBACKS = 0.5  # (0.10)
 LEAKED_BLOCKS = 0.1  # of memory (0.007)
+# While it runs, what the garbage collector counts and looks through:
+OBJECTS_HELD = {"async": 13, "sync": 24}  # (11, 22)
 
 done: list[None] = []  # one for each operation that has run: appending is safe under threads
 
@@ -44,6 +47,26 @@ async def count(_: dict[str, Any]) -> None:
 
 def count_sync(_: dict[str, Any]) -> None:
     done.append(None)
+
+
+class Held:
+    """A processor of each kind that counts itself, and returns when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun: list[None] = []
+        self._for_async, self._for_sync = asyncio.Event(), threading.Event()
+
+    async def wait(self, _: dict[str, Any]) -> None:
+        self.begun.append(None)
+        await self._for_async.wait()
+
+    def wait_sync(self, _: dict[str, Any]) -> None:
+        self.begun.append(None)
+        self._for_sync.wait(20.0)
+
+    def let_go(self) -> None:
+        self._for_async.set()
+        self._for_sync.set()
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +106,8 @@ async def drained(manager: QueueManager, job: Callable[..., Any], number: int) -
     await until(lambda: len(done) >= target, 60.0, f"{number} operations")
 
 
-async def settled(manager: QueueManager, number: int) -> None:
-    """The same, and wait until their outcomes are written."""
-    await drained(manager, count, number)
+async def settled(manager: QueueManager) -> None:
+    """Wait until the outcomes of all that was enqueued are written."""
 
     def all_written() -> bool:
         metrics = manager.config.get_metrics()
@@ -134,9 +156,11 @@ async def test_a_drain_makes_few_round_trips(
 
 
 async def test_an_operation_leaves_nothing_in_memory(manager: QueueManager, worker: QueueWorker) -> None:
-    await settled(manager, OPERATIONS)  # caches are filled, pools are grown
+    await drained(manager, count, OPERATIONS)  # caches are filled, pools are grown
+    await settled(manager)
     before = allocated()
-    await settled(manager, 3 * OPERATIONS)
+    await drained(manager, count, 3 * OPERATIONS)
+    await settled(manager)
     # The last reply may be on its way still; what leaks never comes back.
     await until(lambda: (allocated() - before) / (3 * OPERATIONS) <= LEAKED_BLOCKS, 10.0, "memory given back")
 
@@ -152,6 +176,23 @@ async def test_an_operation_takes_no_task_and_hardly_a_timer_or_callback(
     assert counts["callbacks"] / OPERATIONS <= CALLBACKS, counts
 
 
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_the_garbage_collector_has_little_to_look_at(
+    shared: QueueConfig, manager: QueueManager, kind: str
+) -> None:
+    held, slots = Held(), 20
+    job = held.wait if kind == "async" else held.wait_sync
+    shared.registry.register(job, name="held")
+    async with running(shared, max_workers=slots, thread_pool_size=slots):
+        await asyncio.to_thread(enqueue, manager, job, slots)
+        await until(lambda: len(held.begun) == slots, 20.0, "all of them running")
+        with_them = objects()
+        held.let_go()
+        await settled(manager)
+        for_each = (with_them - objects()) / slots
+    assert 0 < for_each <= OBJECTS_HELD[kind] <= garbage.OBJECTS_HELD
+
+
 @pytest.fixture
 async def worker(shared: QueueConfig) -> AsyncIterator[QueueWorker]:
     async with running(shared, max_workers=CONCURRENCY) as worker:
@@ -162,6 +203,12 @@ def allocated() -> int:
     """Blocks that Python holds, rubbish collected."""
     gc.collect()
     return sys.getallocatedblocks()
+
+
+def objects() -> int:
+    """How many the garbage collector looks through, rubbish collected."""
+    gc.collect()
+    return len(gc.get_objects())
 
 
 def counted_loop(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
