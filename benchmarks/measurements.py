@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from benchmarks.driver import SETTLE_SECONDS, START_SECONDS, Load, Server, Step, StepError, step
-from benchmarks.systems import OURS, ROOT, System
+from benchmarks.systems import OURS, REDIS_PY, ROOT, System
 
 Figures = dict[str, float]
 
@@ -36,6 +37,7 @@ class Effort:
 FULL: Final = Effort(40_000, 2.0, 3.0, 300, 8.0, 4.0, (1_000, 10_000, 100_000, 1_000_000), 2.0, 90.0)
 QUICK: Final = Effort(10_000, 1.0, 2.0, 60, 5.0, 2.0, (1_000, 100_000), 0.5, 30.0)
 
+PAIRS: Final = 3
 RECOVERY_JOBS: Final = 1_000
 BLOCKING: Final = frozenset({"blpop", "brpop", "brpoplpush", "blmove", "bzpopmin", "xread", "xreadgroup"})
 
@@ -77,6 +79,24 @@ def enqueue_cost(at: Step, how: str, kind: str, count: int, seconds: float) -> F
         **redis_figures(load, done["count"]),
         "count": done["count"],
     }
+
+
+def beside(system: System, effort: Effort, extra: Mapping[str, str]) -> Figures:
+    """The same by turns with redis-py's own round trips, each in a process of its own: first these, last these.
+
+    Where the scheduler puts a producer and Redis decides on the rate of either, and changes within seconds.
+    """
+    with step(system, extra) as at, Step(REDIS_PY, at.server) as bare:
+        rates: list[float] = []
+        for one in (bare, *(at, bare) * PAIRS):
+            one.ask("enqueue", how="single", count=50, seconds=5)
+            rates.append(enqueue_cost(one, "single", "sync", effort.jobs, effort.fill_seconds)["per_second"])
+        limits = [statistics.mean(around) for around in itertools.pairwise(rates[::2])]
+        return {
+            "per_second": statistics.median(rates[1::2]),
+            "round_trips_per_second": statistics.median(limits),
+            "percent": statistics.median(100 * ours / limit for ours, limit in zip(rates[1::2], limits, strict=True)),
+        }
 
 
 def bulk(system: System, effort: Effort, extra: Mapping[str, str]) -> Figures:
@@ -264,6 +284,7 @@ def _lease5(_: System, effort: Effort, extra: Mapping[str, str]) -> Figures:
 
 ALL: Final = (
     Measurement("enqueue", "enqueue, one at a time", enqueue),
+    Measurement("beside", "enqueue, by turns with redis-py's round trips", beside, only_ours=True),
     Measurement("bulk", "enqueue, in bulk", bulk),
     Measurement("drain_100", "no-ops, async 100 or the system's best", _drain(concurrency=100), variants=True),
     Measurement("drain_10", "no-ops, concurrency 10", _drain(concurrency=10, purpose="noop"), variants=True),

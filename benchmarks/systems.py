@@ -33,6 +33,7 @@ class System:
 
 
 OURS: Final = System("ours", "ours", note="asyncio's own loop, metrics and logs on, no spans")
+REDIS_PY: Final = System("redis-py", "redispy", note="not a queue: one LPUSH after the other")
 VARIANTS: Final = (
     System("ours+uvloop", "ours", variant="uvloop", note="with the extra `fast`"),
     System("ours+spans", "ours", variant="spans", note="every span sampled and exported over OTLP/HTTP"),
@@ -63,7 +64,7 @@ def python_of(system: System) -> str:
     Raises:
         InstallError: a peer could not be installed; the text says why.
     """
-    if system.ours:
+    if not system.requirements:
         return sys.executable
     version = system.requirements[0].partition("==")[2]
     place = cache_directory() / f"{system.name}-{version}-py{sys.version_info[0]}.{sys.version_info[1]}"

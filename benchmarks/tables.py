@@ -20,6 +20,8 @@ COLUMNS = {
     "redis_us": ("Redis us", ",.1f"),
     "commands": ("commands", ",.1f"),
     "round_trips": ("round trips", ",.2f"),
+    "round_trips_per_second": ("redis-py's", ",.0f"),
+    "percent": ("%", ",.1f"),
     "bytes": ("bytes", ",.0f"),
     "peak_mb": ("peak MiB", ",.0f"),
     "p50_ms": ("p50 ms", ",.2f"),

@@ -8,8 +8,8 @@ from typing import Final
 from queue_system.runtime.pool import ROOM_FACTOR
 
 OBJECTS_HELD: Final = 25
-"""That the collector counts, for each operation in a worker's hands: up to 21, by `tests/integration/test_cost_guard.py`,
-and some of its entity.
+"""That the collector counts for each operation in a worker's hands: some 22, as `tests/integration/test_cost_guard.py`
+has it, and a few of its entity.
 """
 
 

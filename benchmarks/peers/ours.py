@@ -112,7 +112,7 @@ if __name__ == "__main__":
             package="queue-system",
             kinds=("async", "sync"),
             settings={
-                "noop": "max_workers or thread_pool_size = concurrency; metrics and logs on, no tracer provider; tune_gc",
+                "noop": "max_workers or thread_pool_size = concurrency; tune_gc, metrics and logs, no tracer provider",
                 "recovery": "defaults",
             },
             produce=produce,

@@ -39,6 +39,7 @@ def results_with(**measurements: dict[str, dict[str, float]]) -> Results:
 def results() -> Results:
     return results_with(
         enqueue={"ours": {"per_second": 8_000.0}, "huey": {"per_second": 9_000.0}},
+        beside={"ours": {"per_second": 8_000.0, "round_trips_per_second": 10_000.0, "percent": 80.0}},
         bulk={"ours": {"per_second": 50_000.0, "redis_us": 6.0}, "rq": {"per_second": 9_500.0}},
         drain_100={
             "ours": {"per_second": 20_000.0, "worker_us": 50.0, "redis_us": 15.0, "round_trips": 0.01},
@@ -109,7 +110,7 @@ def test_goals_are_ratios_to_the_best_peer_of_any_kind(results: Results) -> None
 
 def test_goals_against_limits_and_ceilings(results: Results) -> None:
     goals = goals_of(results)
-    assert goals["enqueue, of redis-py's round trip"].held is True
+    assert goals["enqueue, of redis-py's round trips beside it"].held is True
     assert goals["enqueue in bulk, of redis-py pipelined"].figure == 50.0
     assert goals["CPU of Redis, enqueue to completion"].figure == 21.0
     assert goals["idle latency p50, by the best peer's"].held is True
