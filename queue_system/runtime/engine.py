@@ -28,7 +28,7 @@ from queue_system.operation import Operation
 from queue_system.runtime.attempts import Attempt, Attempts
 from queue_system.runtime.calling import cancel_late
 from queue_system.runtime.deadlines import Deadlines
-from queue_system.runtime.fetch import MAX_BLOCK, MAX_TURNS, Fetcher
+from queue_system.runtime.fetch import MAX_TURNS, Fetcher
 from queue_system.runtime.finish import Outbox
 from queue_system.runtime.health import Signs, judge
 from queue_system.runtime.intake import Claim, Intake
@@ -38,6 +38,7 @@ from queue_system.runtime.loops import SupervisedLoop
 from queue_system.runtime.pool import ABANDON_AFTER, ThreadPool
 from queue_system.runtime.reaper import Reaper
 from queue_system.runtime.recycle import Recycling
+from queue_system.runtime.waiting import MAX_BLOCK
 from queue_system.signing import UNSIGNED, Signer
 from queue_system.utils import CircuitBreaker
 

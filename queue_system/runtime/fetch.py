@@ -5,17 +5,14 @@ one could run. A second round trip may begin while one is on its way, when there
 has something to do while the worker reads a reply, and the worker while Redis writes one (adr/0012).
 
 While there is nothing to claim, another task blocks on the wake-up markers, on a connection of its own, with a claim of
-one operation behind the blocking read: Redis carries it out as soon as a marker has come, which saves a round trip. It
-is one and not more because a worker that hangs by then would keep it until its lease runs out.
+one operation behind the blocking read (see `waiting`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from queue_system.broker.aio import AsyncBroker
@@ -30,13 +27,8 @@ from queue_system.hooks import Hooks
 from queue_system.keys import PRIORITIES
 from queue_system.runtime.finish import Outbox, Settlement
 from queue_system.runtime.isolation import Isolation
+from queue_system.runtime.waiting import BlockingRead, Slots
 from queue_system.utils import CircuitBreaker
-
-MAX_BLOCK: Final = 2.0
-"""Seconds that a blocking read lasts at most: a marker can die with a connection, so every worker looks by itself."""
-
-RING_INTERVAL: Final = 1.0
-"""Seconds between two tries to end a blocking read."""
 
 FUTILE_PAUSE: Final = 0.05
 """Seconds without claiming after a claim that found work which this worker may not take."""
@@ -47,24 +39,12 @@ MAX_TURNS: Final = 2
 """Round trips that may be on their way at once, where Redis keeps their order: so many tasks `run`."""
 
 
-@dataclass(slots=True)
-class Slots:
-    """How many operations may be claimed now, and whether a suspect may be (see `isolation`)."""
-
-    for_async: int
-    for_sync: int
-    suspect: bool = False
-
-    def __bool__(self) -> bool:
-        return self.for_async > 0 or self.for_sync > 0
-
-
 class Fetcher:
     """Claims operations, and writes outcomes.
 
     Args:
         broker: for claims and outcomes.
-        waiter: another broker, whose connections may block for `MAX_BLOCK`.
+        waiter: another broker, for blocking reads.
         commands: builds the calls.
         outbox: what has ended.
         free_slots: asked before each claim.
@@ -103,7 +83,6 @@ class Fetcher:
         worker_id: str = "",
     ) -> None:
         self._broker = broker
-        self._waiter = waiter
         self._commands = commands
         self._outbox = outbox
         self._free_slots = free_slots
@@ -132,10 +111,8 @@ class Fetcher:
         self._turn_ended = asyncio.Event()
         self._asked: list[Slots] = []  # those of the claims that are on their way, but for that of the blocking read
         self._missed = self._resting = False  # a reason to turn was passed over; Redis was away a moment ago
-        self._kept: Slots | None = None  # those of the claim behind the blocking read that is on its way
-        self._back = asyncio.Event()
+        self._blocking = BlockingRead(broker, waiter, commands, hooks, worker_id, self._woken)
         self._offset: float | None = None  # what the clock of Redis is ahead of `time.monotonic`
-        self._blocking_until: float | None = None
 
     @property
     def accepting(self) -> bool:
@@ -150,7 +127,7 @@ class Fetcher:
     @property
     def turning_for(self) -> float | None:
         """Seconds since the oldest round trip on its way began, or since the blocking read should have been back."""
-        began = min(self._turns, default=self._blocking_until)
+        began = min(self._turns, default=self._blocking.until)
         return None if began is None else max(0.0, time.monotonic() - began)
 
     def notify(self) -> None:
@@ -164,10 +141,7 @@ class Fetcher:
         self._may_wait.clear()
         while self._asked:
             await self._end_of_a_turn()
-        if self._kept is not None:
-            back = asyncio.ensure_future(self._back.wait())
-            await self._end_blocking_read(back)
-            back.cancel()
+        await self._blocking.end()
 
     def server_time(self) -> float:
         """The clock of Redis, in seconds, as far as it is known here. It does not go back unless that one has."""
@@ -217,8 +191,9 @@ class Fetcher:
             slots = self._free()
             if self._accepting and slots and not self._wants(slots):
                 # No suspect: by then the worker may hold others. Where one waits, the claim says so.
+                one = Slots(min(1, slots.for_async), min(1, slots.for_sync))
                 try:
-                    await self._wait_and_claim(Slots(min(1, slots.for_async), min(1, slots.for_sync)))
+                    await self._blocking.run(one, self._claim_for(one))
                 except BrokerUnavailableError:
                     await asyncio.sleep(FUTILE_PAUSE)
                     self._look_again()
@@ -265,67 +240,11 @@ class Fetcher:
         self._turn_ended.clear()
         await self._turn_ended.wait()
 
-    async def _wait_and_claim(self, slots: Slots) -> None:
-        wait = self._commands.wait(
-            for_async=slots.for_async > 0, for_sync=slots.for_sync > 0, timeout=MAX_BLOCK, worker=self._worker_id
-        )
-        claim, asked_at = self._claim_for(slots), time.monotonic()
-        self._kept, self._blocking_until = slots, asked_at + MAX_BLOCK
-        self._back.clear()
-        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        try:
-            pending = await self._waiter.begin_after(wait, claim)
-        except BaseException:
-            self._is_back()
-            raise
-        pending.add_done_callback(functools.partial(self._arrived, claim, asked_at, taken))
-        try:
-            await taken
-        finally:  # cancelled, too: it would claim at any time
-            await self._end_blocking_read(pending)
-
-    def _arrived(
-        self, claim: Call[Claimed], asked_at: float, taken: asyncio.Future[None], pending: asyncio.Future[list[Any]]
-    ) -> None:
-        """The blocking read is back, and its claim with it, which is taken at once: the task that waits for it may have
-        been cancelled, and would send its next read before a processor is called.
-        """  # noqa: D205
-        self._is_back()
-        hindered: Exception | None
-        try:
-            hindered, reply = self._waiter.read_after(claim, pending)
-            if reply is None:
-                self._look_again()
-            else:
-                self._claimed(reply, asked_at)
-        except Exception as error:  # noqa: BLE001  it is for the task that waits
-            hindered = error
-        if taken.done():
-            return
-        if hindered is None:
-            taken.set_result(None)
-        else:
-            taken.set_exception(hindered)
-
-    def _is_back(self) -> None:
-        self._kept = self._blocking_until = None
-        self._back.set()
-
-    async def _end_blocking_read(self, pending: asyncio.Future[Any]) -> None:
-        """Ring, and wait until it is back."""
-        while not pending.done():
-            try:
-                await self._broker.run(self._commands.ring(self._worker_id))
-            except BrokerUnavailableError:
-                return  # nothing can be claimed now either
-            except QueueError as error:  # it ends by itself, after `MAX_BLOCK`
-                self._hooks.on_event(BrokerError("ring", type(error).__name__))
-            await asyncio.wait([pending], timeout=RING_INTERVAL)
-
     def _free(self) -> Slots:
         """The slots that may be claimed for now, without those for which claims are on their way."""
         slots = self._free_slots()
-        taken = self._asked if self._kept is None else [*self._asked, self._kept]
+        kept = self._blocking.slots
+        taken = self._asked if kept is None else [*self._asked, kept]
         if not taken:
             return slots
         if any(one.suspect for one in taken):  # it may come back with a suspect, beside which nothing is to run
@@ -348,17 +267,17 @@ class Fetcher:
             # A marker that comes while the claim is on its way sets them again: the reply must not wipe that out.
             self._maybe_async = self._maybe_sync = False
             return self._claim_for(slots), slots
-        kept = self._kept
+        kept = self._blocking.slots
         if kept and (self._is_deaf(slots) or self._wants(kept) or any(one.is_delayed for one in batch)):
             self._maybe_async = self._maybe_sync = False
-            return self._commands.ring(self._worker_id), None
+            return self._blocking.ring(), None
         if not self._asked:
             self._may_wait.set()
         return None, None
 
     def _is_deaf(self, slots: Slots) -> bool:
         """Whether the blocking read began when there was no slot of a kind for which there is one now."""
-        kept = self._kept or slots
+        kept = self._blocking.slots or slots
         return (slots.for_async > 0 and not kept.for_async) or (slots.for_sync > 0 and not kept.for_sync)
 
     def _claim_for(self, slots: Slots) -> Call[Claimed]:
@@ -412,6 +331,13 @@ class Fetcher:
         self._maybe_async = self._maybe_sync = True
         self._breaker.record_failure()
         self._hooks.on_event(BrokerError("turn", error.kind))
+
+    def _woken(self, reply: Claimed | QueueError | None, asked_at: float) -> None:
+        """The blocking read is back, with the reply of its claim if that was carried out."""
+        if reply is None:
+            self._look_again()
+        else:
+            self._claimed(reply, asked_at)
 
     def _claimed(self, reply: Claimed | QueueError, asked_at: float) -> None:
         if isinstance(reply, QueueError):

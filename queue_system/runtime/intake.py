@@ -8,9 +8,9 @@ import msgspec
 
 from queue_system.broker.messages import KIND_MIXED, Delivery
 from queue_system.runtime.account import BusyAccount
-from queue_system.runtime.fetch import Slots
 from queue_system.runtime.isolation import Isolation
 from queue_system.runtime.lane import Lane
+from queue_system.runtime.waiting import Slots
 
 
 class Claim(msgspec.Struct, gc=False):

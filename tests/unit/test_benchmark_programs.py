@@ -22,7 +22,7 @@ from benchmarks.results import Results
 ROOT = profile.ROOT
 # What no worker runs: every other module of the packages must have a part.
 NOT_OF_THE_WORKER = {
-    "audit", "audit_rules", "cli", "demo", "embedded", "enqueueing", "explain", "failures", "manager",
+    "audit", "audit_rules", "cli", "demo", "embedded", "enqueueing", "explain", "failures", "garbage", "manager",
     "request", "settings", "template", "testing",
 }  # fmt: skip
 

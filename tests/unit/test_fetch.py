@@ -18,9 +18,10 @@ from queue_system.hooks import NO_HOOKS
 from queue_system.keys import Keys
 from queue_system.outcome import Success
 from queue_system.runtime import fetch as fetch_module
-from queue_system.runtime.fetch import MAX_TURNS, Fetcher, Slots
+from queue_system.runtime.fetch import MAX_TURNS, Fetcher
 from queue_system.runtime.finish import Outbox, Settlement
 from queue_system.runtime.isolation import Isolation
+from queue_system.runtime.waiting import Slots
 from queue_system.utils import CircuitBreaker
 from support import until
 

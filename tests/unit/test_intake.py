@@ -4,9 +4,9 @@ from types import SimpleNamespace
 import pytest
 
 from queue_system.broker.messages import Delivery
-from queue_system.runtime.fetch import Slots
 from queue_system.runtime.intake import Claim, Intake
 from queue_system.runtime.isolation import Isolation
+from queue_system.runtime.waiting import Slots
 
 
 def claim(name: str, *, sync: bool) -> Claim:

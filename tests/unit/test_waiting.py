@@ -14,9 +14,10 @@ from queue_system.hooks import NO_HOOKS
 from queue_system.keys import Keys
 from queue_system.outcome import ErrorInfo, Retry, Success
 from queue_system.runtime import fetch as fetch_module
-from queue_system.runtime.fetch import Fetcher, Slots
+from queue_system.runtime.fetch import Fetcher
 from queue_system.runtime.finish import Outbox, Settlement
 from queue_system.runtime.isolation import Isolation
+from queue_system.runtime.waiting import Slots
 from queue_system.utils import CircuitBreaker
 from support import until
 
@@ -99,7 +100,7 @@ class Rig:
         self.tasks = [asyncio.create_task(self.fetcher.run()), asyncio.create_task(self.fetcher.wait_for_work())]
 
     async def blocked(self, times=1):
-        await until(lambda: len(self.redis.blocked_with) == times and self.fetcher._kept is not None)
+        await until(lambda: len(self.redis.blocked_with) == times and self.fetcher._blocking.slots is not None)
 
 
 @pytest.fixture
@@ -174,7 +175,7 @@ async def test_a_stop_waits_for_the_claim_and_takes_what_it_brings(rig):
 
 async def test_a_stop_waits_for_the_claim_also_when_redis_refuses_to_end_it(rig):
     told = []
-    rig.fetcher._hooks = SimpleNamespace(on_event=told.append)
+    rig.fetcher._blocking._hooks = SimpleNamespace(on_event=told.append)
 
     def refuse():
         rig.redis.woken.put_nowait(claimed("last"))  # it ends by itself
