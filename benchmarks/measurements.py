@@ -37,7 +37,7 @@ class Effort:
 FULL: Final = Effort(40_000, 2.0, 3.0, 300, 8.0, 4.0, (1_000, 10_000, 100_000, 1_000_000), 2.0, 90.0)
 QUICK: Final = Effort(10_000, 1.0, 2.0, 60, 5.0, 2.0, (1_000, 100_000), 0.5, 30.0)
 
-PAIRS: Final = 3
+PAIRS: Final = 5
 RECOVERY_JOBS: Final = 1_000
 BLOCKING: Final = frozenset({"blpop", "brpop", "brpoplpush", "blmove", "bzpopmin", "xread", "xreadgroup"})
 

@@ -139,6 +139,8 @@ class EnqueueRequest:
         return new
 
     def _correct(self, answers: Sequence[tuple[Accepted, str]]) -> None:
+        if len(answers) == 1 == len(self._parts) and answers[0][0] is _QUEUED:
+            return
         duplicates = 0
         for result, (accepted, holder) in zip(self.results, answers, strict=True):
             if accepted is _QUEUED:

@@ -98,7 +98,16 @@ class Commands:
         return Call(
             "enqueue_one",
             (lane.key, *self._enqueue_one_keys),
-            (self.keys.prefix, name, kind, lane.number, self._answer_memory, operation_id.encode(), new.body),
+            (
+                self.keys.prefix,
+                name,
+                kind,
+                lane.number,
+                self._answer_memory,
+                operation_id.encode(),
+                new.body,
+                f"{lane.number - 1} q",
+            ),
             partial(_became_one, operation_id),
             lane=lane,
         )

@@ -9,6 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import Final
 
+_PLACE: Final = "  -- functions\n"
 _FUNCTION: Final = re.compile(r"^(local function (\w+)\(.*?^end\n)", re.DOTALL | re.MULTILINE)
 
 
@@ -35,14 +36,16 @@ def load_scripts() -> dict[str, Script]:
 
 
 def with_functions(common: str, source: str) -> str:
-    """A source with those functions of `common` in front of it that it calls, and those that they call.
+    """A source with those functions of `common` that it calls, and those that they call, in front of it.
 
-    Each function in front of a script is made anew whenever it runs, which takes 0.2 us.
+    Functions are made anew whenever a script runs. One that mostly needs none has a line with `_PLACE` where they go.
     """
+    front, place, rest = source.rpartition(_PLACE)
+    functions = ""
     for text, name in reversed(_FUNCTION.findall(common)):  # a function calls only those above it
-        if re.search(rf"\b{name}\(", source):
-            source = f"{text}\n{source}"
-    return source
+        if re.search(rf"\b{name}\(", functions + rest):
+            functions = f"{text}\n{functions}"
+    return f"{front}{place}{functions}{rest}"
 
 
 def make_script(name: str, source: str) -> Script:

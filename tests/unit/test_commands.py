@@ -61,7 +61,7 @@ def claim(*, registry_version="7", **slots):
 CALLS = {
     "enqueue_one": (
         C.enqueue("mail", "high", "a", [NewOperation("1", b"one")]),
-        ["high:mail", "a", 1, 60_000, b"1", b"one"],
+        ["high:mail", "a", 1, 60_000, b"1", b"one", "0 q"],
     ),
     "enqueue": (
         C.enqueue(

@@ -16,12 +16,6 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
--- The same as a text. A script that only stores it is spared the forming of a number.
-local function now_text()
-  local t = redis.call('TIME')
-  return t[1] .. string.sub('00000' .. t[2], -6, -4)
-end
-
 local function op_key(prefix, id)
   return prefix .. 'op:' .. id
 end
@@ -146,10 +140,10 @@ local function append_history(key, record)
   redis.call('HSET', key, 'hist', history)
 end
 
--- Leaves the answer to a request in its producer's lane, in exchange for the last one. Returns what to reply instead if
--- the request is not to be carried out, else nil; and what was there, to be put back if it cannot be carried out.
-local function answer_in(lane, number, answer, ttl)
-  local last = redis.pcall('SET', lane, number .. ' ' .. answer, 'PX', ttl, 'GET')
+-- The answer to a request was left in its producer's lane, in exchange for `last`, or refused with that error. Returns
+-- what to reply instead if the request is not to be carried out, else nil; and what was there, to be put back if it
+-- cannot be carried out.
+local function judged(lane, number, last, ttl)
   local refused = type(last) == 'table' and last
   if refused then last = redis.call('GET', lane) end  -- out of memory, say: an answer that is kept is given all the same
   local ahead = last and tonumber(string.match(last, '^%d+') or 0) - number
@@ -161,4 +155,9 @@ local function answer_in(lane, number, answer, ttl)
   local replies = {}
   for one in string.gmatch(string.sub(last, #number + 1), '%S+') do replies[#replies + 1] = one end
   return replies
+end
+
+-- Leaves the answer there. Returns as `judged` does.
+local function answer_in(lane, number, answer, ttl)
+  return judged(lane, number, redis.pcall('SET', lane, number .. ' ' .. answer, 'PX', ttl, 'GET'), ttl)
 end

@@ -1,23 +1,34 @@
 -- Accepts an operation that is due at once and has no dedup key, as most requests do: what enqueue.lua does, without
--- the tables that many operations need. Once, as there.
+-- the tables that many operations need, and without a function that is made for nothing. Once, as there.
 -- KEYS  1 the producer's lane  2 registry  3 metrics
 -- ARGV  1 prefix  2 "{priority}:{queue}"  3 kind a|s|m, or u when the producer does not know the function
 --       4 number of the request in its lane  5 for how long its reply is kept (ms)  6 id  7 body
+--       8 what the lane has if the request before it was one like this, and queued
 -- Reply {'q'} queued | {'i'} the id exists
 -- Cost  9 commands
-local prefix, queue, id = ARGV[1], ARGV[2], ARGV[6]
+local prefix, queue, id, kind = ARGV[1], ARGV[2], ARGV[6], ARGV[3]
 
 -- First all is read that decides on the reply: what cannot be read raises while nothing has been written.
-local now = now_text()
+local t = redis.call('TIME')
+-- In ms, as a text: it is only stored, so no number need be formed.
+local now = t[1] .. string.sub('00000' .. t[2], -6, -4)
 local known = redis.call('HGET', KEYS[2], queue)
-local key = op_key(prefix, id)
+local key = prefix .. 'op:' .. id
 local answer = redis.call('EXISTS', key) == 0 and 'q' or 'i'
-local instead, last = answer_in(KEYS[1], ARGV[4], answer, ARGV[5])
-if instead then return instead end
-if answer == 'i' then
-  note_kind(prefix, queue, known, ARGV[3])
-  add(KEYS[3], 'deduplicated', 1)
-  return { answer }
+local last = redis.pcall('SET', KEYS[1], ARGV[4] .. ' ' .. answer, 'PX', ARGV[5], 'GET')
+
+-- Mostly the request before it was one like this, and the queue is known. Texts are quicker compared than made numbers.
+if known and (kind == 'u' or known == 'm') then kind = known end
+if last ~= ARGV[8] or answer == 'i' or known ~= kind then
+  -- functions
+  local instead
+  instead, last = judged(KEYS[1], ARGV[4], last, ARGV[5])
+  if instead then return instead end
+  kind = note_kind(prefix, queue, known, kind)
+  if answer == 'i' then
+    add(KEYS[3], 'deduplicated', 1)
+    return { answer }
+  end
 end
 
 local put = redis.pcall('RPUSH', prefix .. queue, id)
@@ -26,6 +37,7 @@ if type(put) == 'table' then  -- a key of that name that is no list
   return put
 end
 redis.call('HSET', key, 'st', 'ready', 'q', queue, 'b', ARGV[7], 'ts', now, 'rd', now)
-wake(prefix, note_kind(prefix, queue, known, ARGV[3]))
-add(KEYS[3], 'enqueued', 1)
+redis.call('ZADD', kind == 's' and prefix .. 'wake:sync' or prefix .. 'wake', 0, '0')
+local sum = redis.pcall('HINCRBY', KEYS[3], 'enqueued', 1)
+if type(sum) == 'table' then redis.call('HSET', KEYS[3], 'enqueued', 1) end
 return { answer }
