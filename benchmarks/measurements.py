@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from benchmarks.driver import SETTLE_SECONDS, START_SECONDS, Load, Server, Step, StepError, step
+from benchmarks.results import medians
 from benchmarks.systems import OURS, REDIS_PY, ROOT, System
 
 Figures = dict[str, float]
@@ -38,6 +40,7 @@ FULL: Final = Effort(40_000, 2.0, 3.0, 300, 8.0, 4.0, (1_000, 10_000, 100_000, 1
 QUICK: Final = Effort(10_000, 1.0, 2.0, 60, 5.0, 2.0, (1_000, 100_000), 0.5, 30.0)
 
 PAIRS: Final = 5
+PASSES: Final = 7
 RECOVERY_JOBS: Final = 1_000
 BLOCKING: Final = frozenset({"blpop", "brpop", "brpoplpush", "blmove", "bzpopmin", "xread", "xreadgroup"})
 
@@ -218,14 +221,17 @@ def wait_stamped(at: Step, count: int, seconds: float) -> None:
 
 
 def backlog(_: System, effort: Effort, __: Mapping[str, str]) -> Figures:
-    """This project's cost for each operation as the backlog grows, and the memory that it takes."""
-    figures: Figures = {}
-    for size in effort.backlogs:
-        with Server() as server:
-            figures |= {
-                f"{name}@{size}": value for name, value in run_module("benchmarks.backlog", server, size).items()
-            }
-    return figures
+    """This project's cost for each operation as the backlog grows, and the memory that it takes.
+
+    The sizes take turns, and the medians count: the machine's speed changes within seconds.
+    """
+    with contextlib.ExitStack() as stack:
+        servers = {size: stack.enter_context(Server()) for size in effort.backlogs}
+        passes: dict[int, list[Figures]] = {size: [] for size in servers}
+        for number in range(PASSES):
+            for size, server in servers.items():
+                passes[size].append(run_module("benchmarks.backlog", server, 0 if number else size))
+        return {f"{name}@{size}": value for size, found in passes.items() for name, value in medians(found).items()}
 
 
 def limits(effort: Effort) -> Figures:
