@@ -136,11 +136,16 @@ class Rig:
         kind: str = "a",
         delay: float = 0.0,
     ) -> list[tuple[Accepted, str]]:
-        """Enqueue operations; of one given by its id the body is ``body of {id}``."""
+        """Enqueue operations, on one lane as a producer does; of one given by its id the body is ``body of {id}``."""
         new = [
             NewOperation(one, f"body of {one}".encode(), delay) if isinstance(one, str) else one for one in operations
         ]
-        return self.run(self.commands.enqueue(queue, priority, kind, new))
+        call = self.commands.enqueue(queue, priority, kind, new)
+        try:
+            return self.run(call)
+        finally:
+            if call.lane is not None:
+                self.commands.lanes.give_back(call.lane)
 
     def claim(
         self, async_slots: int = 10, sync_slots: int = 10, *, lease: float = 10.0, suspect: bool = True

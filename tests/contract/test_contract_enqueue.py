@@ -26,6 +26,30 @@ def test_queued_in_order(rig):
     assert rig.metric("enqueued") == 3
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "on_record", "marked"),
+    [
+        ("a", "a", "a", "async"), ("s", "s", "s", "sync"), ("u", "u", "u", "async"),
+        ("a", "u", "a", "async"), ("s", "u", "s", "sync"), ("u", "s", "s", "sync"),
+        ("a", "s", "m", "async"), ("s", "a", "m", "async"),
+    ],
+)  # fmt: skip
+def test_what_follows_one_of_its_like_makes_its_queue_known_and_wakes_the_right_worker(
+    rig, first, second, on_record, marked
+):
+    rig.enqueue("elsewhere", queue="other")  # the lane's first request, which is looked at more closely
+    rig.enqueue("a", kind=first)
+    rig.redis.delete(rig.keys.wake, rig.keys.wake_sync)
+    rig.enqueue("b", kind=second)
+    assert rig.ready() == ["a", "b"]
+    assert rig.redis.hget(rig.keys.registry, "normal:mail") == on_record.encode()
+    assert rig.marked() == {marked}
+    rig.enqueue("c", kind=second)
+    assert rig.redis.hget(rig.keys.registry, "normal:mail") == on_record.encode()
+    assert rig.enqueue("c", kind=second) == [(DUPLICATE_ID, "c")]
+    assert (rig.ready(), rig.metric("enqueued"), rig.metric("deduplicated")) == (["a", "b", "c"], 4, 1)
+
+
 def test_scheduled_is_due_after_its_delay(rig):
     before = rig.now_ms()
     assert rig.enqueue("a", delay=60.0) == [(SCHEDULED, "a")]

@@ -103,7 +103,6 @@ MUTANTS: Final = (
             "redis.call('ZADD', kind == 's' and prefix .. 'wake:sync' or prefix .. 'wake', 0, '0')", ""),
     _mutant("what comes alone wakes one that has no thread", "enqueue_one", "kind == 's' and", "false and"),
     _mutant("what comes alone is not counted", "enqueue_one", "redis.pcall('HINCRBY', KEYS[3], 'enqueued', 1)", "0"),
-    _mutant("what comes alone makes no queue known", "enqueue_one", "or known ~= kind then", "then"),
     _mutant("enqueue takes an id twice in one request", "enqueue", "if taken[id] or (some", "if (some"),
     _mutant("enqueue takes a key twice in one request", "enqueue", "holders[digest] or redis", "redis"),
     _mutant("a dedup key never expires", "enqueue", ", 'PX', ARGV[i + 1] + ARGV[i + 3])", ")"),
