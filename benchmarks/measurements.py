@@ -85,7 +85,7 @@ def enqueue_cost(at: Step, how: str, kind: str, count: int, seconds: float) -> F
 
 
 def beside(system: System, effort: Effort, extra: Mapping[str, str]) -> Figures:
-    """The same by turns with redis-py's own round trips, each in a process of its own: first these, last these.
+    """Enqueue one at a time by turns with redis-py's own round trips, which begin and end. Each has its own process.
 
     Where the scheduler puts a producer and Redis decides on the rate of either, and changes within seconds.
     """

@@ -39,7 +39,7 @@ class Slots:
 
 
 class BlockingRead:
-    """One at a time.
+    """Blocks on the wake-up markers with a claim behind, again whenever it is told to; never twice at once.
 
     Args:
         broker: rings, to end it.
