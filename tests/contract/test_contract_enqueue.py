@@ -7,6 +7,7 @@ import time
 import pytest
 
 from queue_system.broker.messages import MAX_ENQUEUE, Accepted, NewOperation
+from queue_system.errors import BrokerReplyError
 
 QUEUED, SCHEDULED = Accepted.QUEUED, Accepted.SCHEDULED
 DUPLICATE_ID, DUPLICATE_KEY = Accepted.DUPLICATE_ID, Accepted.DUPLICATE_KEY
@@ -48,6 +49,15 @@ def test_what_follows_one_of_its_like_makes_its_queue_known_and_wakes_the_right_
     assert rig.redis.hget(rig.keys.registry, "normal:mail") == on_record.encode()
     assert rig.enqueue("c", kind=second) == [(DUPLICATE_ID, "c")]
     assert (rig.ready(), rig.metric("enqueued"), rig.metric("deduplicated")) == (["a", "b", "c"], 4, 1)
+
+
+def test_what_is_refused_makes_no_queue_known(rig):
+    rig.enqueue("a", queue="other")
+    rig.garbage = True
+    rig.redis.set(rig.keys.prefix + "normal:mail", "no list")
+    with pytest.raises(BrokerReplyError):
+        rig.enqueue("b")
+    assert rig.redis.hkeys(rig.keys.registry) == [b"normal:other"]
 
 
 def test_scheduled_is_due_after_its_delay(rig):

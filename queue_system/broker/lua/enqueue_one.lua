@@ -24,7 +24,10 @@ if last ~= ARGV[8] or answer == 'i' or known ~= kind then
   local instead
   instead, last = judged(KEYS[1], ARGV[4], last, ARGV[5])
   if instead then return instead end
-  kind = note_kind(prefix, queue, known, kind)
+  -- Unless a key of that name is no list, and the request refused below.
+  if known ~= kind and type(redis.pcall('LLEN', prefix .. queue)) ~= 'table' then
+    kind = note_kind(prefix, queue, known, kind)
+  end
   if answer == 'i' then
     add(KEYS[3], 'deduplicated', 1)
     return { answer }
