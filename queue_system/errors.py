@@ -53,8 +53,9 @@ class BadSignatureError(DecodeError):
 class BrokerUnavailableError(QueueError, ConnectionError):
     """Redis cannot serve now: unreachable, loading, read-only or out of memory. Worth trying again.
 
-    `kind` is one word for metrics and logs: ``connection``, ``timeout``, ``loading``, ``readonly``, ``oom``,
-    ``misconf``, ``auth`` or ``other``. `ambiguous` is true when the command may have been carried out. When it was an
+    `kind` is one word for metrics and logs: ``connection``, ``timeout``, ``loading``, ``readonly``, ``masterdown``,
+    ``unblocked``, ``moved``, ``ask``, ``tryagain``, ``clusterdown``, ``oom``, ``misconf``, ``noreplicas``, ``busy``,
+    ``auth`` or ``circuit_open``. `ambiguous` is true when the command may have been carried out. When it was an
     enqueue, `operation_ids` are those that it was to accept: enqueuing again under the same id accepts no second
     operation while the first is live, failed, or within `done_ttl` of its end.
     """

@@ -72,6 +72,7 @@ BREAKER_STATES: Final = ("closed", "open", "half_open")
 _LOOPS: Final = ("worker", "beat", "fetch", "wait", "reap", "outbox")
 _REDIS_ERRORS: Final = (
     *(("turn", kind) for kind in ("connection", "timeout", "auth", "oom", "readonly", "misconf", "loading", "busy")),
+    *(("turn", kind) for kind in ("masterdown", "moved", "clusterdown", "tryagain")),
     *(("renew", kind) for kind in ("connection", "timeout", "auth", "readonly", "loading", "busy", "refused")),
 )
 _LISTENERS: Final = ("TracingListener", "MetricsListener", "Collectors", "LogListener")

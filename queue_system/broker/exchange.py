@@ -12,6 +12,7 @@ import redis.asyncio as aioredis
 import redis.exceptions as rex
 
 from queue_system.broker.exchange_sync import Command, getter_of
+from queue_system.broker.translate import is_misplaced
 from queue_system.broker.wire import Wire
 
 Exchange: TypeAlias = Callable[[Sequence[Command]], Awaitable[list[Any]]]
@@ -35,6 +36,12 @@ class PipelinedExchange:
 
     async def __call__(self, commands: Sequence[Command]) -> list[Any]:
         """See `Exchange`."""
+        replies = await self._replies(commands)
+        if is_misplaced(replies):  # which of its connections has said so it does not tell
+            await self._client.connection_pool.disconnect(inuse_connections=False)
+        return replies
+
+    async def _replies(self, commands: Sequence[Command]) -> list[Any]:
         if len(commands) == 1:
             try:
                 return [await self._client.execute_command(*commands[0])]
@@ -49,6 +56,9 @@ class PipelinedExchange:
 
 class DirectExchange:
     """See `Exchange`: on connections that are kept. For one event loop.
+
+    A server that is not, or no longer, the right one says so on one of them. All are dropped then, each as soon as no
+    reply is to come: not each of them has to fail once.
 
     Takes over the client's limit of time: it is that of an exchange as a whole, and of the making of a connection.
     """
@@ -90,11 +100,21 @@ class DirectExchange:
     def _ended(self, wire: Wire, pending: asyncio.Future[list[Any]]) -> None:
         if pending.cancelled() or pending.exception() is not None:
             wire.abort()
+        elif is_misplaced(pending.result()):
+            self._outdate()
+        if wire.outdated and not wire.busy:
+            wire.abort()
         if wire in self._in_use and (wire.closed or not wire.busy):
             self._in_use.discard(wire)
             self._idle.append(wire)
             if wire is self._in_order:
                 self._in_order = None
+
+    def _outdate(self) -> None:
+        for wire in self._in_use:
+            wire.outdated = True
+        for wire in self._idle:
+            wire.abort()
 
     async def _wire(self) -> Wire:
         """A connection that is nobody else's now."""

@@ -23,6 +23,7 @@ import redis
 import redis.exceptions as rex
 
 from queue_system.broker.messages import Meanwhile, nothing
+from queue_system.broker.translate import is_misplaced
 
 FRESH_FOR: Final = 1.0
 """Seconds after which redis-py's pool is to look at a connection, and do what it has put off, such as a new login."""
@@ -67,6 +68,12 @@ class PipelinedExchange:
     def __call__(self, commands: Sequence[Command], meanwhile: Meanwhile = nothing) -> list[Any]:
         """See `Exchange`."""
         meanwhile()  # the client sends and reads in one
+        replies = self._replies(commands)
+        if is_misplaced(replies):  # which of its connections has said so it does not tell
+            self._client.connection_pool.disconnect(inuse_connections=False)
+        return replies
+
+    def _replies(self, commands: Sequence[Command]) -> list[Any]:
         if len(commands) == 1:
             try:
                 return [self._client.execute_command(*commands[0])]
@@ -86,6 +93,9 @@ class PipelinedExchange:
 class DirectExchange:
     """See `Exchange`: on connections that are kept, as many as there were exchanges at once. Safe to fork.
 
+    A server that is not, or no longer, the right one says so on one of them. All are dropped then, so that not each of
+    them has to fail once.
+
     No lock is needed: `list.pop` and `list.append` are atomic.
     """
 
@@ -93,6 +103,7 @@ class DirectExchange:
         self._pool: Any = client.connection_pool
         self._get = getter_of(self._pool)
         self._idle: list[_Kept] = []
+        self._outdated = 0  # how often the server was not the right one
         self._process = os.getpid()
 
     def __call__(self, commands: Sequence[Command], meanwhile: Meanwhile = nothing) -> list[Any]:
@@ -102,10 +113,15 @@ class DirectExchange:
         try:
             replies = kept.exchange(packed, len(commands), meanwhile)
         except BaseException:  # its next reply would be that of another command
-            kept.connection.disconnect()
-            self._pool.release(kept.connection)
+            self._drop(kept)
             raise
-        self._idle.append(kept)
+        if is_misplaced(replies):
+            self._outdated += 1
+            self._drop_idle()
+        if kept.made_at == self._outdated:
+            self._idle.append(kept)
+        else:
+            self._drop(kept)
         return replies
 
     def close(self) -> None:
@@ -119,14 +135,26 @@ class DirectExchange:
         """A connection that is nobody else's now, and that was not closed meanwhile."""
         if self._process != os.getpid():  # forked: they are the parent's
             self._idle, self._process = [], os.getpid()
+        made_at = self._outdated  # before it is made: what is found out meanwhile is true of it, too
         try:
             kept = self._idle.pop()
         except IndexError:
-            return _Kept(self._get())
+            return _Kept(self._get(), made_at)
         if kept.is_fresh():
             return kept
         kept.give_back(self._pool)
-        return _Kept(self._get())
+        return _Kept(self._get(), made_at)
+
+    def _drop_idle(self) -> None:
+        while self._idle:
+            try:
+                self._drop(self._idle.pop())
+            except IndexError:  # another thread was faster
+                return
+
+    def _drop(self, kept: _Kept) -> None:
+        kept.connection.disconnect()  # redis-py connects it anew when it is needed
+        self._pool.release(kept.connection)
 
 
 def _packed(commands: Sequence[Command]) -> bytes:
@@ -143,10 +171,11 @@ def _packed(commands: Sequence[Command]) -> bytes:
 class _Kept:
     """A connection that is checked out of the pool, and what tells whether it may be used without asking the pool."""
 
-    __slots__ = ("_fresh_until", "_limit", "_poll", "connection", "exchange")
+    __slots__ = ("_fresh_until", "_limit", "_poll", "connection", "exchange", "made_at")
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, made_at: int = 0) -> None:
         self.connection = connection
+        self.made_at = made_at
         wire = _wire_of(connection)
         self.exchange: _Exchanging = partial(_exchange_by_methods, connection) if wire is None else wire.exchange
         self._poll = _poll_of(connection)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
 import redis.exceptions as rex
 
@@ -11,20 +12,28 @@ from queue_system.errors import BrokerReplyError, BrokerUnavailableError, QueueE
 CLIENT_ERRORS: Final = (rex.RedisError, OSError)
 """What a client raises when a command could not be carried out."""
 
-RETRYABLE: Final = frozenset({"connection", "timeout", "loading"})
-"""Kinds that often pass within a second; a full or read-only Redis does not."""
+MISPLACED: Final = frozenset(
+    {"loading", "readonly", "moved", "ask", "tryagain", "clusterdown", "masterdown", "unblocked"}
+)
+"""Kinds that say: not this server, or not now. The command was not carried out, and the connection is of no more use:
+after a failover its address may name another server, which only a new connection reaches."""
+
+RETRYABLE: Final = MISPLACED | {"connection", "timeout"}
+"""Kinds that often pass within a second; a full Redis does not."""
 
 _TRANSIENT_REPLIES: Final = {
     "LOADING": "loading",
     "READONLY": "readonly",
     "OOM": "oom",
     "MISCONF": "misconf",
-    "MASTERDOWN": "readonly",
-    "NOREPLICAS": "readonly",
-    "CLUSTERDOWN": "connection",
-    "TRYAGAIN": "connection",
+    "MASTERDOWN": "masterdown",
+    "NOREPLICAS": "noreplicas",
+    "CLUSTERDOWN": "clusterdown",
+    "TRYAGAIN": "tryagain",
+    "MOVED": "moved",  # before ASK, whose class is its base
+    "ASK": "ask",
     "BUSY": "busy",
-    "UNBLOCKED": "readonly",
+    "UNBLOCKED": "unblocked",
 }
 # redis-py strips these codes from the text and says them with the class instead.
 _STRIPPED: Final[dict[str, type[Exception]]] = {
@@ -33,13 +42,22 @@ _STRIPPED: Final[dict[str, type[Exception]]] = {
     "MASTERDOWN": rex.MasterDownError,
     "CLUSTERDOWN": rex.ClusterDownError,
     "TRYAGAIN": rex.TryAgainError,
+    "MOVED": rex.MovedError,
+    "ASK": rex.AskError,
 }
 _ADVICE: Final = {
     "connection": "is Redis running, and is the address right?",
     "timeout": "Redis did not answer in time: is it reachable, is connection_timeout long enough?",
     "auth": "check the user name and password in redis_url",
     "oom": "Redis is out of memory: raise maxmemory or drain the queue; nothing was enqueued",
-    "readonly": "this Redis is a replica: point redis_url at the primary",
+    "readonly": "this Redis is a replica: if it stays so, point redis_url at the primary",
+    "masterdown": "this Redis is a replica that has lost its primary: if it stays so, point redis_url at the primary",
+    "unblocked": "this Redis became a replica: if it stays so, point redis_url at the primary",
+    "noreplicas": "Redis has too few replicas (min-replicas-to-write) and refuses writes: see its log",
+    "moved": "this node of the cluster does not serve the queue: point redis_url at the one that does",
+    "ask": "the queue is being moved to another node of the cluster, try again in a moment",
+    "tryagain": "the queue is being moved to another node of the cluster, try again in a moment",
+    "clusterdown": "the cluster is down: see the log of its nodes",
     "misconf": "Redis cannot persist to disk and refuses writes: see its log",
     "loading": "Redis is loading its data, try again in a moment",
     "busy": "Redis is busy with a long script",
@@ -83,6 +101,14 @@ def error_kind(error: Exception) -> str | None:
     return "connection"
 
 
+def is_misplaced(replies: Iterable[Any]) -> bool:
+    """Whether one of these replies says that its connection is to be dropped, see `MISPLACED`."""
+    for reply in replies:  # noqa: SIM110  a generator costs more, and each exchange asks
+        if isinstance(reply, Exception) and error_kind(reply) in MISPLACED:
+            return True
+    return False
+
+
 def _advice(kind: str, error: Exception) -> str:
     return _UNTRUSTED if "CERTIFICATE_VERIFY_FAILED" in str(error) else _ADVICE.get(kind, "unavailable")
 
@@ -95,7 +121,9 @@ def _is_denied(error: Exception) -> bool:
 
 def _says(text: str, error: Exception, word: str) -> bool:
     # The code stands in front, or (an error inside a script on Redis 6.2) after a dash within the text.
-    return text.startswith(f"{word} ") or f"-{word} " in text or isinstance(error, _STRIPPED.get(word, ()))
+    if text.startswith(f"{word} ") or f"-{word} " in text or isinstance(error, _STRIPPED.get(word, ())):
+        return True
+    return word == "CLUSTERDOWN" and "while the cluster is down" in text  # inside a script, without the code
 
 
 def _never_sent(error: Exception) -> bool:

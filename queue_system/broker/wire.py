@@ -41,6 +41,7 @@ class Wire(asyncio.Protocol):
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.closed = False
+        self.outdated = False  # it is to be closed once no reply is to come
         self._loop = asyncio.get_running_loop()
         self._reader: Any = hiredis.Reader(
             protocolError=rex.InvalidResponse,

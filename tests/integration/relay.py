@@ -19,13 +19,14 @@ class Relay:
         losses: how many replies of enqueues are still to be lost, each with its connection.
         meanwhile: called when Redis has carried out such an enqueue, before its connection is cut.
         requests: how many enqueues came through, those that were sent again included.
+        target: the port that new connections are passed on to; those that stand stay where they are.
     """
 
     def __init__(self, target: int) -> None:
         self.losses, self.requests = 0, 0
         self.meanwhile: Callable[[], Any] = lambda: None
         self.failed: list[Exception] = []
-        self._target = target
+        self.target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -53,7 +54,7 @@ class Relay:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._target))
+                server = socket.create_connection(("127.0.0.1", self.target))
                 self._sockets += [client, server]
                 self._start(_Link(self, client, server).up)
 

@@ -32,6 +32,12 @@ class Client:
     def __init__(self, answers, *, is_async) -> None:
         self.answers, self.sent, self.is_async = list(answers), [], is_async
         self.round_trips = []
+        self.dropped = []
+        self.connection_pool = SimpleNamespace(disconnect=self._drop)
+
+    def _drop(self, *, inuse_connections):
+        self.dropped.append(inuse_connections)
+        return self._maybe_awaitable(None)
 
     def _maybe_awaitable(self, value):
         async def later():
@@ -137,12 +143,27 @@ def test_what_would_count_twice_is_never_sent_again(side, call):
     assert len(side.client.sent) == 1
 
 
-@pytest.mark.parametrize("error", [rex.OutOfMemoryError("full"), rex.ReadOnlyError("replica"), rex.ResponseError("no")])
+@pytest.mark.parametrize("error", [rex.OutOfMemoryError("full"), rex.ResponseError("no")])
 def test_what_will_be_refused_again_is_not_sent_again(side, error):
     side.prepare(error, 1)
     with pytest.raises((BrokerUnavailableError, BrokerReplyError)):
         side.call("run", RELEASE)
     assert len(side.client.sent) == 1
+
+
+@pytest.mark.parametrize("error", [rex.ReadOnlyError("replica"), rex.MovedError("1 here:1"), rex.TryAgainError("no")])
+def test_another_connection_may_reach_the_right_server(side, error):
+    side.prepare(error, 1)
+    assert side.call("run", RELEASE) is True
+    assert len(side.client.sent) == 2
+    assert side.client.dropped == [False]  # those in use are others'
+
+
+def test_a_refusal_drops_no_connection(side):
+    side.prepare(rex.OutOfMemoryError("full"))
+    with pytest.raises(BrokerUnavailableError):
+        side.call("run", RELEASE)
+    assert side.client.dropped == []
 
 
 def test_what_is_sent_again_is_the_same_request(side):
@@ -188,7 +209,7 @@ def test_a_refused_wait_does_not_hide_what_was_accepted(side):
     side.prepare([b"q"], rex.ResponseError("UNBLOCKED force unblock from blocking operation"))
     accepted, why = side.call(side.producers, [ENQUEUE, CONFIRM])
     assert accepted == [(Accepted.QUEUED, "1")]
-    assert (type(why), why.kind) == (BrokerUnavailableError, "readonly")
+    assert (type(why), why.kind) == (BrokerUnavailableError, "unblocked")
 
 
 def test_a_producers_round_trip_is_tried_again_if_all_of_it_may_be(side):

@@ -158,6 +158,57 @@ async def test_after_a_failure_no_reply_of_before_can_come(answer, error):
     assert (pool.made, pool.checked_out) == ([connection], 2)
 
 
+READONLY = b"-READONLY You can't write against a read only replica.\r\n"
+
+
+async def test_a_server_that_is_no_more_the_right_one_is_connected_to_anew_on_all_connections():
+    exchange, pool = direct([b":1\r\n"], [b":1\r\n"], [READONLY], [b":2\r\n"], [b":3\r\n"])
+    await asyncio.gather(exchange([("A",)]), exchange([("B",)]))
+    first, second = (connection._writer.transport for connection in pool.made)
+    (error,) = await exchange([("C",)])
+    assert isinstance(error, rex.ReadOnlyError)
+    assert (first.aborted, second.aborted) == (True, True)
+    assert await asyncio.gather(exchange([("D",)]), exchange([("E",)])) == [[2], [3]]
+    assert {first, second}.isdisjoint(connection._writer.transport for connection in pool.made)
+
+
+async def test_those_in_use_by_then_have_their_replies_first():
+    exchange, pool = direct([], [b":1\r\n" + READONLY], [b":5\r\n"])
+    waiting = await exchange.begin([("BLPOP", "a", 0)])
+    assert [type(reply) for reply in await exchange([("A",), ("B",)])] == [int, rex.ReadOnlyError]
+    blocked, other = pool.made
+    assert (blocked.aborted, other.aborted) == (False, True)
+    blocked._writer.transport.arrive(b":4\r\n")
+    assert await waiting == [4]
+    await until(lambda: blocked.aborted)
+    assert await exchange([("C",)]) == [5]
+    assert pool.checked_out == 3
+
+
+async def test_those_in_order_keep_it_on_a_connection_that_is_about_to_be_dropped():
+    exchange, pool = direct([], [], [b":3\r\n"])
+    first = asyncio.ensure_future(exchange.in_order([("A",)]))
+    second = asyncio.ensure_future(exchange.in_order([("B",)]))
+    await until(lambda: pool.made and len(pool.made[0].written) == 2)
+    transport = pool.made[0]._writer.transport
+    transport.arrive(READONLY)
+    assert isinstance((await first)[0], rex.ReadOnlyError)
+    assert not transport.aborted
+    transport.arrive(b":2\r\n")
+    assert await second == [2]
+    await until(lambda: transport.aborted)
+    assert await exchange.in_order([("C",)]) == [3]
+    assert pool.checked_out == 2
+
+
+@pytest.mark.parametrize("answer", [b"-OOM full\r\n", b"-ERR no\r\n", b"-BUSY a script\r\n"])
+async def test_a_refusal_keeps_the_connection(answer):
+    exchange, pool = direct([answer], [b":1\r\n"])
+    await exchange([("A",)])
+    assert await exchange([("B",)]) == [1]
+    assert pool.checked_out == 1
+
+
 async def test_no_answer_in_time():
     exchange, pool = direct([], timeout=0.01)
     assert pool.connection_kwargs["socket_timeout"] is None  # each exchange as a whole has the limit

@@ -22,6 +22,11 @@ class Connection:
     def __init__(self) -> None:
         self.sent: list[bytes] = []
 
+    disconnected = 0
+
+    def disconnect(self):
+        self.disconnected += 1
+
     def send_packed_command(self, command, *, check_health):
         assert check_health is False
         self.sent += command
@@ -70,6 +75,75 @@ def direct(pool: Pool) -> DirectExchange:
 def test_pools_of_every_redis_py_are_understood():
     for pool in (Pool(), OldPool()):
         assert direct(pool)([("PING",)]) == [1]
+
+
+class Askable(Connection):
+    """Has a socket that can be asked, so that it is kept; answers as it is told."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__()
+        self._sock, self._other = socket.socketpair()
+        self.pool = pool
+
+    def read_response(self):
+        answer = self.pool.answers.pop(0)
+        if callable(answer):
+            answer = answer()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class AskablePool(Pool):
+    def __init__(self, *answers) -> None:
+        super().__init__()
+        self.answers = list(answers)
+
+    def hand_out(self):
+        self.out.append(Askable(self))
+        return self.out[-1]
+
+    @property
+    def dropped(self):
+        return [connection.disconnected for connection in self.out]
+
+
+READ_ONLY = rex.ReadOnlyError("You can't write against a read only replica.")
+
+
+def test_a_server_that_is_no_more_the_right_one_is_connected_to_anew_on_all_connections():
+    pool = AskablePool()
+    exchange = direct(pool)
+    # The second is made while the first waits for its reply, then both are kept.
+    pool.answers = [lambda: exchange([("B",)])[0], 1, READ_ONLY, 5]
+    assert exchange([("A",)]) == [1]
+    assert (len(pool.out), pool.dropped, pool.released) == (2, [0, 0], [])
+    assert exchange([("C",)]) == [READ_ONLY]
+    assert pool.dropped == [1, 1]
+    assert set(pool.released) == set(pool.out)
+    assert exchange([("D",)]) == [5]
+    assert (len(pool.out), pool.dropped[2]) == (3, 0)
+
+
+def test_one_in_use_by_then_is_dropped_after_its_reply():
+    pool = AskablePool()
+    exchange = direct(pool)
+    pool.answers = [lambda: exchange([("B",)]) and 1, READ_ONLY]
+    assert exchange([("A",)]) == [1]
+    assert pool.dropped == [1, 1]
+    pool.answers = [2, 3]
+    exchange([("C",)])
+    exchange([("D",)])
+    assert pool.dropped == [1, 1, 0]  # and those made since are kept
+
+
+@pytest.mark.parametrize("error", [rex.OutOfMemoryError("full"), rex.ResponseError("BUSY a script")])
+def test_a_refusal_keeps_the_connection(error):
+    pool = AskablePool(error, 1)
+    exchange = direct(pool)
+    assert exchange([("A",)]) == [error]
+    assert exchange([("B",)]) == [1]
+    assert (pool.dropped, pool.released) == ([0], [])
 
 
 def test_several_commands_go_in_one_piece():
