@@ -159,7 +159,7 @@ class Reclaimed(Event, frozen=True):
 
 
 class WorkerTaskFailed(Event, frozen=True):
-    """A loop of the worker raised and was started again."""
+    """A loop of the worker raised and was started again; or a step of it raised, which ended an attempt."""
 
     task: str
     reason: str

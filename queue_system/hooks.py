@@ -93,7 +93,7 @@ class _Isolated(AbstractContextManager[None]):
             self._outer.__enter__()
         try:
             self._context.__enter__()
-        except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted
+        except BaseException:  # noqa: BLE001  isolation is the point: it is logged and counted
             self._failed(self._listener)
         else:
             self._entered = True
@@ -105,7 +105,7 @@ class _Isolated(AbstractContextManager[None]):
             try:
                 # What it returns is not heeded: a listener cannot swallow the work's exception either.
                 self._context.__exit__(kind, error, trace)
-            except Exception as raised:  # noqa: BLE001  isolation is the point: it is logged and counted
+            except BaseException as raised:  # noqa: BLE001  isolation is the point: it is logged and counted
                 if raised is not error:  # a generator context raises again what it was given
                     self._failed(self._listener)
         if self._outer is not NO_CONTEXT:
@@ -138,7 +138,7 @@ class HookChain(Hooks):
         for listener, handle in handlers:
             try:
                 handle(event)
-            except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted
+            except BaseException:  # noqa: BLE001  isolation is the point: it is logged and counted
                 self._failed(listener)
 
     def _find_handlers(self, event_type: type[Event]) -> list[tuple[Hooks, Callable[[Any], None]]]:
@@ -168,14 +168,14 @@ class HookChain(Hooks):
         for listener in self._injectors:
             try:
                 listener.inject(headers)
-            except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted
+            except BaseException:  # noqa: BLE001  isolation is the point: it is logged and counted
                 self._failed(listener)
 
     def _each(self, call: Callable[[Hooks], None]) -> None:
         for listener in self._listeners:
             try:
                 call(listener)
-            except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted
+            except BaseException:  # noqa: BLE001  isolation is the point: it is logged and counted
                 self._failed(listener)
 
     def _all(
@@ -185,7 +185,7 @@ class HookChain(Hooks):
         for listener, make in makers:
             try:
                 context = make(event)
-            except Exception:  # noqa: BLE001  isolation is the point: it is logged and counted
+            except BaseException:  # noqa: BLE001  isolation is the point: it is logged and counted
                 self._failed(listener)
             else:
                 if context is not NO_CONTEXT:
@@ -200,7 +200,7 @@ class HookChain(Hooks):
             logger.exception("telemetry_listener_failed: %s (%d times)", name, times)  # noqa: LOG004  in a handler
         told = [one.listener_failed for one in self._listeners]
         for tell in told if self._on_failure is None else (*told, self._on_failure):
-            with contextlib.suppress(Exception):  # the last resort must not raise, and there is nobody left to tell
+            with contextlib.suppress(BaseException):  # the last resort must not raise, and there is nobody left to tell
                 tell(name)
 
 

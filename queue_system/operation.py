@@ -175,7 +175,7 @@ def encode_result(value: object) -> bytes:
     """The JSON of a processor's result for its callback; what has no JSON form becomes its ``repr``."""
     try:
         return msgspec.json.encode(value, enc_hook=_lenient_default)
-    except Exception as error:  # noqa: BLE001  a processor that returned must not fail for what it returned
+    except BaseException as error:  # noqa: BLE001  a processor that returned must not fail for what it returned
         return _encoder.encode(f"<{type(value).__name__} without a JSON form: {type(error).__name__}>")
 
 
@@ -216,7 +216,7 @@ _entity_encoder = msgspec.json.Encoder(enc_hook=_default)
 def _lenient_default(value: Any) -> Any:
     try:
         return _default(value)
-    except Exception:  # noqa: BLE001  its model_dump is the user's code
+    except BaseException:  # noqa: BLE001  its model_dump is the user's code
         return repr(value)
 
 

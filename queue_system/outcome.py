@@ -17,6 +17,8 @@ POOL_EXHAUSTED: Final = "thread_pool_exhausted"
 TOTAL_TIMEOUT: Final = "total_timeout"
 UNKNOWN_PROCESSOR: Final = "unknown_processor"
 CRASHED: Final = "crashed"
+INTERNAL_ERROR: Final = "internal_error"
+"""A step of the worker itself raised, before or after the processor."""
 
 MAX_UNKNOWN_DELIVERIES: Final = 20
 """How often an operation whose processor no worker knows is put back before it is given up."""
@@ -91,7 +93,7 @@ def decide(item: Operation, retry: QueueRetryConfig, cause: str, error: ErrorInf
     Args:
         item: the operation as claimed; ``attempts`` and ``first_attempt_time`` are read.
         retry: its schedule.
-        cause: ``error``, ``timeout``, ``cancelled`` or ``thread_pool_exhausted``.
+        cause: ``error``, ``timeout``, ``cancelled``, ``thread_pool_exhausted`` or ``internal_error``.
         error: what is kept about it.
         now: seconds on the clock of ``first_attempt_time``.
     """

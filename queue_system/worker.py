@@ -44,6 +44,7 @@ from queue_system.events import (
     PoolUsed,
     WorkerChanged,
     WorkerStats,
+    WorkerTaskFailed,
 )
 from queue_system.keys import CALLBACK_QUEUE, check_queue_name
 from queue_system.operation import KIND_CALLBACK, NewerSchemaError, Operation, decode_operation
@@ -51,6 +52,7 @@ from queue_system.outcome import (
     CANCELLED,
     CRASHED,
     ERROR,
+    INTERNAL_ERROR,
     MAX_UNKNOWN_DELIVERIES,
     POOL_EXHAUSTED,
     TIMEOUT,
@@ -308,26 +310,60 @@ class QueueWorker:
     async def _handle_queue_item(self, worker_id: int, queue: bytes, item_data: bytes) -> bool:
         """Understand an item, find its processor, and dispatch it to the event loop or to the thread pool."""
         claim, redis = self._holding[worker_id], self._engine.outbox
-        operation_id = claim.delivery.operation_id
+        item: Operation | None = None
         try:
             item = self._decode(claim.delivery, queue, item_data)
-            function = self._function_for(item)
-            attempt = self._engine.attempts.open(item, claim, is_async=self._runs_on_loop(item, function))
+            return await self._see_through(item, claim, queue, worker_id)
         except NewerSchemaError as error:
             return self._put_back_newer(claim, error)
         except (DecodeError, ImportRefusedError) as error:
+            operation_id = claim.delivery.operation_id
             return await self._handle_processing_exception(
                 error, None, None, operation_id, worker_id, queue, redis, item_data
             )
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001  a step of ours: without an outcome its lease would run out
+            return self._fail_internally(claim, item, error)
+
+    async def _see_through(self, item: Operation, claim: Claim, queue: bytes, worker_id: int) -> bool:
+        function = self._function_for(item)
+        attempt = self._engine.attempts.open(item, claim, is_async=self._runs_on_loop(item, function))
         try:
             if function is None:
                 return self._finish(attempt, decide_unknown(item, _unknown(item)))
             if total_timeout_exceeded(item, attempt.retry, attempt.started_at):
-                return await self._handle_timeout_exceeded(item, item["entity"], operation_id, redis)
+                return await self._handle_timeout_exceeded(
+                    item, item["entity"], item["operation_id"], self._engine.outbox
+                )
             return await self._dispatch(attempt, function, queue, worker_id)
         finally:
             if not claim.handed_over:
                 self._engine.attempts.close(attempt)
+
+    def _fail_internally(self, claim: Claim, item: Operation | None, error: BaseException) -> bool:
+        """A step of the worker itself raised: told, and the attempt's failure, by the operation's own schedule. What
+        was not even decoded goes to the system errors. In no case is its lease left to run out.
+        """  # noqa: D205
+        found = describe_error(error)
+        self._hooks.on_event(WorkerTaskFailed("worker", f"{found.type}: {found.message}"))
+        told = ErrorInfo("WorkerInternalError", f"{found.type}: {found.message}", found.traceback)
+        try:
+            if item is not None and not claim.settled:
+                self._decide_internal(claim, item, told)
+        except (Exception, SystemExit, KeyboardInterrupt) as again:  # noqa: BLE001  that is what is broken
+            told = describe_error(again)
+        self._engine.attempts.reject(claim, told, INTERNAL_ERROR)  # unless it is settled
+        return False
+
+    def _decide_internal(self, claim: Claim, item: Operation, error: ErrorInfo) -> None:
+        attempts = self._engine.attempts
+        attempt = attempts.find(*claim.key) or attempts.open(item, claim, is_async=not claim.sync)
+        try:
+            now = self._engine.fetcher.server_time()
+            self._finish(attempt, decide(item, attempt.retry, INTERNAL_ERROR, error, now))
+        finally:
+            attempts.close(attempt)
 
     def _find_processor(self, processor_name: str, processor_module: str | None = None) -> Callable[..., Any] | None:
         """The processor of that name: registered, or let in by the import policy. None when unknown here.
@@ -491,8 +527,8 @@ class QueueWorker:
         item, redis = attempt.item, self._engine.outbox
         entity, operation_id = item["entity"], item["operation_id"]
         call = functools.partial(self._call_in_thread, attempt, function)
-        self._note_patience(attempt)
         try:
+            self._note_patience(attempt)
             with attempt.within(self._hooks):
                 try:
                     result = await self._execute_sync_processor(call, entity, operation_id)
@@ -504,6 +540,10 @@ class QueueWorker:
                     await self._handle_processing_exception(error, item, entity, operation_id, worker_id, queue, redis)
                 else:
                     self._finish(attempt, Success(result))
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError | GeneratorExit) or attempt.claim is None:
+                raise
+            self._fail_internally(attempt.claim, item, error)
         finally:
             self._patient.discard(operation_id)
             self._engine.taken_from_pool(attempt)
@@ -612,14 +652,17 @@ class QueueWorker:
     def _quarantine(self, claim: Claim) -> None:
         """An operation over which too many workers have died: to the failures."""
         delivery = claim.delivery
+        item: Operation | None = None
         try:
-            attempt = self._engine.attempts.open(self._decode(delivery, b"", delivery.body), claim, is_async=True)
+            item = self._decode(delivery, b"", delivery.body)
+            attempt = self._engine.attempts.open(item, claim, is_async=True)
+            crashed = ErrorInfo("WorkerCrashed", f"{delivery.crashes} workers died while they ran this operation")
+            self._finish(attempt, Failure(CRASHED, crashed, CRASHED, attempted=False))
+            self._engine.attempts.close(attempt)
         except DecodeError as error:
             self._engine.attempts.reject(claim, describe_error(error))
-            return
-        crashed = ErrorInfo("WorkerCrashed", f"{delivery.crashes} workers died while they ran this operation")
-        self._finish(attempt, Failure(CRASHED, crashed, CRASHED, attempted=False))
-        self._engine.attempts.close(attempt)
+        except BaseException as error:  # noqa: BLE001  without an outcome its lease would be renewed for ever
+            self._fail_internally(claim, item, error)
 
     async def _guard(self) -> None:
         """When the event loop is being torn down around a running worker, still give back what it holds."""

@@ -42,6 +42,7 @@ from queue_system.outcome import (
     CANCELLED,
     CRASHED,
     ERROR,
+    INTERNAL_ERROR,
     POOL_EXHAUSTED,
     TIMEOUT,
     TOTAL_TIMEOUT,
@@ -63,7 +64,7 @@ OUTCOMES: Final = ("success", "error", "timeout", "cancelled", "exhausted", "aba
 TIMED_OUTCOMES: Final = ("success", "error", "timeout", "cancelled")
 """Of the attempts that called a processor and count."""
 
-RETRY_REASONS: Final = (ERROR, TIMEOUT, CANCELLED, POOL_EXHAUSTED)
+RETRY_REASONS: Final = (ERROR, TIMEOUT, CANCELLED, POOL_EXHAUSTED, INTERNAL_ERROR)
 FAILURE_REASONS: Final = (*RETRY_REASONS, TOTAL_TIMEOUT, CRASHED, UNKNOWN_PROCESSOR)
 REQUEUE_REASONS: Final = ("shutdown", UNKNOWN_PROCESSOR, "newer_schema", "claimed_late")
 BREAKER_STATES: Final = ("closed", "open", "half_open")

@@ -229,10 +229,13 @@ class Attempts:
         if not claim.settled:
             self._settle_raw(claim, Requeue(delay, reason))
 
-    def reject(self, claim: Claim, error: ErrorInfo) -> None:
-        """Send a claim that could not even be understood to the system errors; Redis still has its raw bytes."""
+    def reject(self, claim: Claim, error: ErrorInfo, reason: str = "") -> None:
+        """Send a claim that could not even be understood to the system errors; Redis still has its raw bytes.
+
+        The reason is the error's class, unless one is given.
+        """
         if not claim.settled:
-            self._settle_raw(claim, Reject(error.type, error))
+            self._settle_raw(claim, Reject(reason or error.type, error))
 
     def _settle_raw(self, claim: Claim, outcome: Requeue | Reject) -> None:
         delivery = claim.delivery

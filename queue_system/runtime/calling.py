@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import time
@@ -15,13 +16,26 @@ from queue_system.operation import KIND_CALLBACK
 from queue_system.registry import is_async, takes_context
 from queue_system.runtime.attempts import Attempt
 from queue_system.runtime.deadlines import Deadlines
-
-# Inspecting a signature takes longer than a claim: once for each function is enough.
-runs_on_loop = functools.lru_cache(maxsize=4096)(is_async)
-_takes_context = functools.lru_cache(maxsize=4096)(takes_context)
-
+from queue_system.runtime.incident import ProcessorRaisedError
 
 TIMED_OUT: Final = "timed_out"
+
+
+def _once_each(ask: Callable[[Callable[..., Any]], bool]) -> Callable[[Callable[..., Any]], bool]:
+    """Inspecting a signature takes longer than a claim: once for each function is enough."""
+    known = functools.lru_cache(maxsize=4096)(ask)
+
+    def answer(function: Callable[..., Any]) -> bool:
+        try:
+            return known(function)
+        except Exception:  # noqa: BLE001  it has no hash, as an object of a plain dataclass has none
+            return ask(function)
+
+    return answer
+
+
+runs_on_loop = _once_each(is_async)
+_takes_context = _once_each(takes_context)
 
 
 class AttemptTimeoutError(Exception):
@@ -48,11 +62,12 @@ async def await_processor(
 
     Raises:
         AttemptTimeoutError: it was cancelled after `timeout` seconds, and did not return a result all the same.
+        ProcessorRaisedError: it raised what is no `Exception`.
     """
     attempt.task = asyncio.current_task()
     deadlines.set(attempt, timeout)
     try:
-        call = call_processor(function, attempt, time.monotonic() + timeout, logger)
+        call = _contained(call_processor, function, attempt, time.monotonic() + timeout, logger)
         result = await in_context(contextvars.copy_context(), call) if hasattr(call, "__await__") else call
         if attempt.cancelled_from_outside():
             await asyncio.sleep(0)  # it has cancelled its own task, and would not be there any more to notice
@@ -60,8 +75,6 @@ async def await_processor(
         if attempt.cancelled_for == TIMED_OUT and not attempt.cancelled_from_outside():
             raise AttemptTimeoutError(f"cancelled after {timeout:g} s") from error
         raise
-    except SystemExit as error:  # it must not end the worker
-        raise RuntimeError(f"the processor raised SystemExit({error.code!r})") from error
     else:
         return result
     finally:
@@ -77,20 +90,46 @@ def cancel_late(attempt: Attempt) -> None:
 
 @types.coroutine
 def in_context(context: contextvars.Context, call: Any) -> Generator[Any, Any, Any]:
-    """Await `call` in `context`: each of its steps runs in there, as those of a task of its own would."""
+    """Await `call` in `context`: each of its steps runs in there, as those of a task of its own would.
+
+    Raises:
+        ProcessorRaisedError: it raised what is no `Exception`.
+    """
     run = context.run
     coroutine: Coroutine[Any, Any, Any] = call if asyncio.iscoroutine(call) else _awaited(call)
+    closed = False
     try:
         waits_for = run(coroutine.send, None)
         while True:
             try:
                 answer = yield waits_for
+            except GeneratorExit:  # not the processor's: the task itself is closed, its event loop being gone
+                closed = True
+                with contextlib.suppress(BaseException):
+                    run(coroutine.close)
+                raise
             except BaseException as error:  # noqa: BLE001  a cancellation, most often: it is for the coroutine
                 waits_for = run(coroutine.throw, error)
             else:
                 waits_for = run(coroutine.send, answer)
     except StopIteration as done:
         return done.value
+    except (Exception, asyncio.CancelledError):
+        raise
+    except BaseException as error:
+        if closed:
+            raise
+        raise ProcessorRaisedError(error) from error
+
+
+def _contained(call: Callable[..., Any], *args: Any) -> Any:
+    """Call it; what it raises that is no `Exception` must not end the worker."""
+    try:
+        return call(*args)
+    except (Exception, asyncio.CancelledError):
+        raise
+    except BaseException as error:
+        raise ProcessorRaisedError(error) from error
 
 
 async def _awaited(call: Any) -> Any:

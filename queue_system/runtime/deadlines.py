@@ -48,7 +48,13 @@ class Deadlines(Generic[K]):
         self._timer, self._fires_at = None, float("inf")
         now = self._loop.time()
         for key in [key for key, at in self._at.items() if at <= now]:
-            del self._at[key]
-            self._on_expired(key)
+            if self._at.pop(key, None) is not None:
+                self._expire(key)
         if self._at:
             self._arm(min(self._at.values()))
+
+    def _expire(self, key: K) -> None:
+        try:
+            self._on_expired(key)
+        except BaseException as error:  # noqa: BLE001  of one: the time of the others is kept all the same
+            self._loop.call_exception_handler({"message": "a time limit could not be enforced", "exception": error})

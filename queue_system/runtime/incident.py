@@ -15,9 +15,21 @@ MAX_TRACEBACK: Final = 8000
 MAX_FRAMES: Final = 50  # of each exception of a chain, the innermost ones
 
 
+class ProcessorRaisedError(RuntimeError):
+    """A processor or callback raised what is no `Exception`: `error`, a ``SystemExit`` for example.
+
+    Raised in its stead where that would end a task or the event loop. What is kept and told is the error itself.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"the processor raised {type(error).__name__}")
+        self.error = error
+
+
 def describe_error(error: BaseException) -> ErrorInfo:
-    """Class, message and traceback of an error, cut to 1,000 and 8,000 characters."""
-    return ErrorInfo(type(error).__name__, _cut(_message(error), MAX_MESSAGE), _traceback(error))
+    """Class, message and traceback of an error, cut to 1,000 and 8,000 characters. Raises nothing, whatever it is."""
+    raised = error.error if isinstance(error, ProcessorRaisedError) else error
+    return ErrorInfo(type(raised).__name__, _message(raised), _traceback(raised))
 
 
 def describe_refusal(error: BaseException) -> ErrorInfo:
@@ -25,7 +37,7 @@ def describe_refusal(error: BaseException) -> ErrorInfo:
 
     Where in the worker that was says nothing, and a traceback takes longer than all the rest of a refusal.
     """
-    return ErrorInfo(type(error).__name__, _cut(_message(error), MAX_MESSAGE))
+    return ErrorInfo(type(error).__name__, _message(error))
 
 
 def stack_of(ident: int) -> str:
@@ -57,15 +69,15 @@ def attempt_record(
 
 def _message(error: BaseException) -> str:
     try:
-        return str(error)
-    except Exception as broken:  # noqa: BLE001  a broken __str__ must not turn a failure into a loss
+        return _cut(str(error), MAX_MESSAGE)
+    except BaseException as broken:  # noqa: BLE001  a broken __str__ must not turn a failure into a loss
         return f"<no message: __str__ raised {type(broken).__name__}>"
 
 
 def _traceback(error: BaseException) -> str:
     try:
         text = _clean("".join(traceback.format_exception(error, limit=-MAX_FRAMES)))
-    except Exception as broken:  # noqa: BLE001  as above
+    except BaseException as broken:  # noqa: BLE001  as above
         return f"<no traceback: {type(broken).__name__}>"
     return _innermost(text)
 

@@ -36,7 +36,7 @@ from queue_system.events import (
     current_operation,
 )
 from queue_system.runtime.account import BusyAccount
-from queue_system.runtime.incident import stack_of
+from queue_system.runtime.incident import ProcessorRaisedError, stack_of
 
 ROOM_FACTOR: Final = 3
 """Waiting places for each thread: at 4 threads' worth of work in the pool, jobs of 25 ms and more can overstay."""
@@ -152,7 +152,7 @@ class ThreadPool:
         self._in_pool += 1
         self._account.change(self._in_pool)
         if self._in_pool > len(self._threads) < self.size:
-            self._start_thread()
+            self._start_thread(needed=not self._threads)
         if self._in_pool > self.size:
             self._limit_waiting(job, patient=patient)
         self._jobs.append(job)
@@ -212,11 +212,18 @@ class ThreadPool:
             run.context.get(current_operation), names.get(ident, ""), now - run.start, stack_of(ident)
         )
 
-    def _start_thread(self) -> None:
+    def _start_thread(self, *, needed: bool) -> None:
         # Daemons: a processor that never returns must not keep the process from ending.
         thread = threading.Thread(target=self._work, name=f"{self._name}-{len(self._threads)}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no more: those that there are go on
+            if needed:
+                self._left()
+                self.exhaustions += 1
+                raise ThreadPoolExhaustedError(f"no thread could be started: {error}") from error
+        else:
+            self._threads.append(thread)
 
     def _work(self) -> None:
         me = threading.get_ident()
@@ -355,6 +362,6 @@ def _settable(error: BaseException) -> BaseException:
     """What may be set on a future and raised in a task without ending the loop."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
-    wrapped = RuntimeError(f"the processor raised {type(error).__name__}: {error}")
+    wrapped = ProcessorRaisedError(error)
     wrapped.__cause__ = error
     return wrapped

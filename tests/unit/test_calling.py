@@ -2,14 +2,17 @@
 
 import asyncio
 import contextvars
+import dataclasses
 
 import pytest
+import structlog
 from fakes import item
 
 from queue_system.events import OperationInfo
 from queue_system.runtime.attempts import Attempt
-from queue_system.runtime.calling import AttemptTimeoutError, await_processor, cancel_late, in_context
+from queue_system.runtime.calling import AttemptTimeoutError, await_processor, cancel_late, in_context, runs_on_loop
 from queue_system.runtime.deadlines import Deadlines
+from queue_system.runtime.incident import ProcessorRaisedError
 
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 INFO = OperationInfo("id-1", "mail", "high", "work", "operation", is_async=True, attempt=1, headers={})
@@ -130,12 +133,77 @@ async def test_one_that_cancels_its_task_and_returns_is_cancelled_before_the_tas
     await asyncio.sleep(0)
 
 
-async def test_system_exit_does_not_get_out(attempt):
-    async def processor(_):
-        raise SystemExit(3)
+class Panic(BaseException):
+    """As a panic in an extension module is."""
 
-    with pytest.raises(RuntimeError, match=r"the processor raised SystemExit\(3\)"):
+
+BASE_ERRORS = [
+    Panic("panicked"), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseExceptionGroup("of tasks", [Panic()]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", BASE_ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("when", ["at the call", "at once", "later"])
+async def test_what_is_no_exception_does_not_get_out(attempt, error, when):
+    async def processor(_):
+        if when == "later":
+            await asyncio.sleep(0)
+        raise error
+
+    def at_the_call(_):
+        raise error
+
+    with pytest.raises(ProcessorRaisedError) as caught:
+        await run(attempt, at_the_call if when == "at the call" else processor)
+    assert caught.value.error is caught.value.__cause__ is error
+    assert await run(attempt, lambda _: "alive") == "alive"
+
+
+async def test_base_exceptions_of_a_task_group_are_one_error(attempt):
+    async def panics():
+        raise Panic("in a child")
+
+    async def processor(_):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(panics())
+            group.create_task(panics())
+
+    with pytest.raises(ProcessorRaisedError) as caught:
         await run(attempt, processor)
+    assert [str(error) for error in caught.value.error.exceptions] == ["in a child", "in a child"]
+
+
+async def test_a_task_that_is_closed_is_no_failure_of_its_processor(attempt):
+    seen = []
+
+    async def processor(_):
+        try:
+            await asyncio.get_running_loop().create_future()
+        except GeneratorExit:
+            seen.append("closed")
+            raise Panic("while it was closed") from None
+
+    call = await_processor(processor, attempt, 60.0, None, Deadlines(cancel_late))
+    call.send(None)
+    call.close()
+    assert seen == ["closed"]
+
+
+@dataclasses.dataclass
+class Unhashable:
+    """A plain dataclass has no hash."""
+
+    async def __call__(self, entity, context):
+        return context.attempt
+
+
+async def test_a_callable_needs_no_hash(attempt):
+    processor = Unhashable()
+    with pytest.raises(TypeError):
+        hash(processor)
+    assert runs_on_loop(processor)
+    assert not runs_on_loop(Unhashable)
+    assert await await_processor(processor, attempt, 60.0, structlog.get_logger(), Deadlines(cancel_late)) == 1
 
 
 async def test_a_processor_that_is_never_ended_is_closed_in_its_context():

@@ -59,3 +59,35 @@ async def test_one_timer_serves_them_all(deadlines, expired, monkeypatch):
         deadlines.clear(key)
     assert len(made) == 1
     assert expired == []
+
+
+async def test_a_time_that_cannot_be_enforced_keeps_no_other_from_it():
+    expired, told = [], []
+
+    def expire(key):
+        if key == "broken":
+            raise SystemExit(3)
+        expired.append(key)
+
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    deadlines = Deadlines(expire)
+    for key, seconds in (("broken", 0.0), ("beside", 0.0), ("later", 0.01)):
+        deadlines.set(key, seconds)
+    await until(lambda: len(expired) == 2)
+    assert expired == ["beside", "later"]
+    assert [type(error) for error in told] == [SystemExit]
+
+
+async def test_what_another_expiry_has_cleared_does_not_expire():
+    expired = []
+
+    def expire(key):
+        expired.append(key)
+        deadlines.clear("second")
+
+    deadlines = Deadlines(expire)
+    deadlines.set("first", 0.0)
+    deadlines.set("second", 0.0)
+    deadlines.set("third", 0.01)
+    await until(lambda: "third" in expired)
+    assert expired == ["first", "third"]

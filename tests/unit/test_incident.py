@@ -3,7 +3,14 @@ import json
 import pytest
 
 from queue_system.outcome import ErrorInfo
-from queue_system.runtime.incident import MAX_MESSAGE, MAX_TRACEBACK, attempt_record, describe_error, describe_refusal
+from queue_system.runtime.incident import (
+    MAX_MESSAGE,
+    MAX_TRACEBACK,
+    ProcessorRaisedError,
+    attempt_record,
+    describe_error,
+    describe_refusal,
+)
 
 
 def raised(error: BaseException, *, depth: int = 0) -> BaseException:
@@ -121,3 +128,25 @@ def test_a_refusal_is_described_without_a_traceback():
     error = raised(ValueError("x" * (MAX_MESSAGE + 1)))
     assert describe_refusal(error) == ErrorInfo("ValueError", "x" * MAX_MESSAGE + "...")
     assert describe_refusal(Broken()).message == "<no message: __str__ raised OSError>"
+
+
+class Unprintable(Exception):  # noqa: N818
+    def __str__(self):
+        raise SystemExit(7)
+
+    @property
+    def __notes__(self):
+        raise KeyboardInterrupt
+
+
+def test_whatever_an_error_raises_when_it_is_looked_at_it_is_kept():
+    info = describe_error(raised(Unprintable()))
+    assert (info.type, info.message) == ("Unprintable", "<no message: __str__ raised SystemExit>")
+    assert info.traceback == "<no traceback: KeyboardInterrupt>"
+    assert describe_refusal(Unprintable()).message == "<no message: __str__ raised SystemExit>"
+
+
+def test_what_stands_for_an_error_is_kept_as_that_error():
+    info = describe_error(ProcessorRaisedError(raised(SystemExit(3))))
+    assert (info.type, info.message) == ("SystemExit", "3")
+    assert "in innermost" in info.traceback

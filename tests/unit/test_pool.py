@@ -12,6 +12,7 @@ from queue_system.errors import ThreadPoolExhaustedError
 from queue_system.events import OperationInfo, current_operation
 from queue_system.runtime import account as account_module
 from queue_system.runtime import pool as pool_module
+from queue_system.runtime.incident import ProcessorRaisedError
 from queue_system.runtime.pool import ROOM_FACTOR, ThreadPool
 from support import until
 
@@ -138,9 +139,61 @@ async def test_what_would_end_the_loop_or_the_thread_is_wrapped(make_pool, error
     pool = make_pool(1)
     with pytest.raises(RuntimeError, match=f"the processor raised {type(error).__name__}") as caught:
         await pool.submit(job)
-    assert caught.value.__cause__ is error
+    assert caught.value.error is caught.value.__cause__ is error
     assert await pool.submit(lambda: "alive") == "alive"
     assert len(pool._threads) == 1
+
+
+class Unprintable(BaseException):
+    def __str__(self):
+        raise SystemExit(7)
+
+    __repr__ = __str__
+
+
+async def test_an_error_that_cannot_be_printed_takes_no_others_result_with_it(make_pool):
+    def job():
+        raise Unprintable
+
+    pool = make_pool(2)
+    with pytest.raises(ProcessorRaisedError) as caught:
+        await pool.submit(job)
+    assert type(caught.value.error) is Unprintable
+    assert await asyncio.gather(*(pool.submit(lambda: "alive") for _ in range(5))) == ["alive"] * 5
+
+
+async def test_no_new_thread_is_no_loss_as_long_as_there_is_one(make_pool, gate, monkeypatch):
+    pool = make_pool(2)
+    first = pool.submit(gate.job("first"))
+
+    def refuses(self):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuses)
+        second = pool.submit(gate.job("second"))
+        with pytest.raises(ThreadPoolExhaustedError, match="no thread could be started: can't start new thread"):
+            make_pool(1).submit(gate.job("never"))
+    gate.open()
+    assert await asyncio.gather(first, second) == ["first", "second"]
+    assert gate.entered == ["first", "second"]
+    assert pool.limit == 8
+    assert len(pool._threads) == 1
+    assert await pool.submit(lambda: "a thread is tried for again") == "a thread is tried for again"
+
+
+async def test_a_job_for_which_no_thread_could_be_started_leaves_nothing_behind(make_pool, monkeypatch):
+    pool = make_pool(1)
+
+    def refuses(self):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuses)
+        with pytest.raises(ThreadPoolExhaustedError):
+            pool.submit(lambda: "never")
+    assert (pool.waiting, pool.stats().exhaustions, pool._in_pool) == (0, 1, 0)
+    assert await pool.submit(lambda: "now") == "now"
 
 
 async def test_a_job_without_a_thread_in_time_is_exhausted_and_never_called(make_pool, gate):
