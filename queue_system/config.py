@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
@@ -129,6 +130,7 @@ class QueueConfig:
         self._callback_resolver = Resolver(self.callbacks, policy)
         self._redis: redis.Redis | None = None
         self._broker: SyncBroker | None = None
+        self._connecting = threading.Lock()
         self._define_queue_keys()
         self.signer = Signer(signing_keys, scope=self.queue_prefix, required=require_signature)
         self.hooks: Hooks = HookChain((*self._listeners(telemetry), *listeners))
@@ -274,16 +276,28 @@ class QueueConfig:
             BrokerUnavailableError: it cannot be reached.
             UnsupportedServerError: it is older than Redis 6.2.
         """
-        if self._redis is None:
-            client = self.clients.sync(timeout=self.connection_timeout)
-            broker = SyncBroker(client, self.clients.address, tries=self.max_connection_retries)
+        client = self._redis
+        if client is None:
+            # One thread connects for all. After a fork, a thread that is no more may have it: then this one goes on.
+            is_first = self._connecting.acquire(timeout=self.connection_timeout)
             try:
-                client.ping()
-            except CLIENT_ERRORS as error:
-                raise translate(error, self.clients.address) from error
-            check_server(broker.server_version(), self.clients.address)
-            self._redis, self._broker = client, broker
-        return self._redis
+                client = self._redis or self._connect()
+            finally:
+                if is_first:
+                    self._connecting.release()
+        return client
+
+    def _connect(self) -> redis.Redis:
+        client = self.clients.sync(timeout=self.connection_timeout)
+        broker = SyncBroker(client, self.clients.address, tries=self.max_connection_retries)
+        try:
+            client.ping()
+        except CLIENT_ERRORS as error:
+            raise translate(error, self.clients.address) from error
+        check_server(broker.server_version(), self.clients.address)
+        self._broker = broker
+        self._redis = client  # last: whoever finds it finds the broker, too
+        return client
 
     def _listeners(self, telemetry: Sequence[Hooks] | str | None) -> Sequence[Hooks]:
         if telemetry is None:

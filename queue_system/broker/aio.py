@@ -9,9 +9,18 @@ from typing import Any, TypeVar
 import redis.asyncio as aioredis
 from redis.exceptions import NoPermissionError, NoScriptError
 
-from queue_system.broker.exchange import DirectExchange, Exchange, exchange_of
+from queue_system.broker.exchange import DirectExchange, Exchange, PipelinedExchange, exchange_of
 from queue_system.broker.messages import Call, Meanwhile, nothing
-from queue_system.broker.resend import Resend, command_of, read, refusal, unsettled, worth_retrying
+from queue_system.broker.resend import (
+    INFO,
+    Resend,
+    command_of,
+    read,
+    refusal,
+    unsettled,
+    version_in,
+    worth_retrying,
+)
 from queue_system.broker.scripts import Script, load_scripts
 from queue_system.broker.translate import CLIENT_ERRORS, translate
 from queue_system.errors import QueueError
@@ -107,12 +116,13 @@ class AsyncBroker:
     async def server_version(self) -> str:
         """``redis_version`` of INFO, or an empty string where the user may not ask."""
         try:
-            info = await self._client.info("server")
+            if isinstance(self._exchange, PipelinedExchange):
+                return version_in(await self._client.info("server"))
+            return version_in((await self._exchange((INFO,)))[0])
         except NoPermissionError:
             return ""
         except CLIENT_ERRORS as error:
             raise translate(error, self._address) from error
-        return str(info.get("redis_version", ""))
 
     async def close(self) -> None:
         """Close all connections."""

@@ -23,10 +23,14 @@ import redis
 import redis.exceptions as rex
 
 from queue_system.broker.messages import Meanwhile, nothing
+from queue_system.broker.places import Places
 from queue_system.broker.translate import is_misplaced
 
 FRESH_FOR: Final = 1.0
 """Seconds after which redis-py's pool is to look at a connection, and do what it has put off, such as a new login."""
+
+MOST_CONNECTIONS: Final = 32
+"""Connections of one client at once. Threads share an interpreter: more of them were no faster."""
 
 _READ_SIZE: Final = 16384
 _PUSH: Final[tuple[type, ...]] = (hiredis.PushNotification,) if hasattr(hiredis, "PushNotification") else ()
@@ -91,20 +95,23 @@ class PipelinedExchange:
 
 
 class DirectExchange:
-    """See `Exchange`: on connections that are kept, as many as there were exchanges at once. Safe to fork.
+    """See `Exchange`: on connections that are kept. When all are in use, others wait for their turn. Safe to fork.
 
     A server that is not, or no longer, the right one says so on one of them. All are dropped then, so that not each of
     them has to fail once.
 
-    No lock is needed: `list.pop` and `list.append` are atomic.
+    Args:
+        client: whose pool the connections come from, and whose limit of time holds for the wait, too.
+        most: connections at once, fewer if the client's pool allows fewer.
     """
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, most: int = MOST_CONNECTIONS) -> None:
         self._pool: Any = client.connection_pool
         self._get = getter_of(self._pool)
-        self._idle: list[_Kept] = []
+        self._most = min(most, self._pool.max_connections)
+        self._timeout: float | None = self._pool.connection_kwargs.get("socket_timeout")
         self._outdated = 0  # how often the server was not the right one
-        self._process = os.getpid()
+        self._begin()
 
     def __call__(self, commands: Sequence[Command], meanwhile: Meanwhile = nothing) -> list[Any]:
         """See `Exchange`."""
@@ -119,42 +126,55 @@ class DirectExchange:
             self._outdated += 1
             self._drop_idle()
         if kept.made_at == self._outdated:
-            self._idle.append(kept)
+            self._places.put(kept)
         else:
             self._drop(kept)
         return replies
 
     def close(self) -> None:
         """See `Exchange`."""
-        kept, self._idle = self._idle, []
-        for each in kept:  # the parent's, too: its pool knows what to do with them after a fork
-            each.give_back(self._pool)
+        places = self._places.take_all()
+        for kept in places:  # the parent's, too: its pool knows what to do with them after a fork
+            if kept is not None:
+                kept.give_back(self._pool)
+        if self._process == os.getpid():
+            for _ in places:
+                self._places.put(None)
         self._pool.disconnect()
+
+    def _begin(self) -> None:
+        self._places: Places[_Kept] = Places(self._most, self._timeout)
+        self._process = os.getpid()
 
     def _take(self) -> _Kept:
         """A connection that is nobody else's now, and that was not closed meanwhile."""
         if self._process != os.getpid():  # forked: they are the parent's
-            self._idle, self._process = [], os.getpid()
+            self._begin()
+        kept = self._places.take()
+        if kept is not None and kept.is_fresh():
+            return kept
         made_at = self._outdated  # before it is made: what is found out meanwhile is true of it, too
         try:
-            kept = self._idle.pop()
-        except IndexError:
+            if kept is not None:
+                kept.give_back(self._pool)
             return _Kept(self._get(), made_at)
-        if kept.is_fresh():
-            return kept
-        kept.give_back(self._pool)
-        return _Kept(self._get(), made_at)
+        except BaseException:
+            self._places.put(None)
+            raise
 
     def _drop_idle(self) -> None:
-        while self._idle:
-            try:
-                self._drop(self._idle.pop())
-            except IndexError:  # another thread was faster
-                return
+        for kept in self._places.take_all():
+            if kept is None:
+                self._places.put(None)
+            else:
+                self._drop(kept)
 
     def _drop(self, kept: _Kept) -> None:
-        kept.connection.disconnect()  # redis-py connects it anew when it is needed
-        self._pool.release(kept.connection)
+        try:
+            kept.connection.disconnect()  # redis-py connects it anew when it is needed
+            self._pool.release(kept.connection)
+        finally:
+            self._places.put(None)
 
 
 def _packed(commands: Sequence[Command]) -> bytes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from redis.exceptions import NoScriptError
@@ -14,6 +15,9 @@ from queue_system.broker.translate import RETRYABLE, translate
 from queue_system.errors import BrokerUnavailableError, QueueError
 
 T = TypeVar("T")
+
+INFO: Final = ("INFO", "server")
+_VERSION: Final = re.compile(rb"^redis_version:([^\r\n]*)", re.MULTILINE)
 
 
 class Resend(msgspec.Struct):
@@ -32,6 +36,20 @@ class Resend(msgspec.Struct):
         if isinstance(translated, BrokerUnavailableError):
             self.ambiguous = translated.ambiguous = translated.ambiguous or self.ambiguous
         return translated
+
+
+def version_in(reply: Any) -> str:
+    """``redis_version`` in the reply to `INFO`, or an empty string.
+
+    Raises:
+        redis.RedisError: the reply is an error.
+    """
+    if isinstance(reply, Exception):
+        raise reply
+    if isinstance(reply, dict):  # as redis-py's client reads it
+        return str(reply.get("redis_version", ""))
+    found = _VERSION.search(reply)
+    return "" if found is None else found[1].decode("ascii", "replace")
 
 
 def command_of(call: Call[Any], scripts: Mapping[str, Script], *, by_source: bool = False) -> tuple[Any, ...]:

@@ -6,11 +6,20 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoPermissionError, NoScriptError
 
-from queue_system.broker.exchange_sync import Exchange, exchange_of
+from queue_system.broker.exchange_sync import Exchange, PipelinedExchange, exchange_of
 from queue_system.broker.messages import Call, Meanwhile, nothing
-from queue_system.broker.resend import Resend, command_of, read, refusal, unsettled, worth_retrying
+from queue_system.broker.resend import (
+    INFO,
+    Resend,
+    command_of,
+    read,
+    refusal,
+    unsettled,
+    version_in,
+    worth_retrying,
+)
 from queue_system.broker.scripts import Script, load_scripts
 from queue_system.broker.translate import CLIENT_ERRORS, translate
 from queue_system.utils import retry_with_backoff
@@ -54,12 +63,13 @@ class SyncBroker:
     def server_version(self) -> str:
         """``redis_version`` of INFO, or an empty string where the user may not ask."""
         try:
-            info: Any = self._client.info("server")
-        except redis.exceptions.NoPermissionError:
+            if isinstance(self._exchange, PipelinedExchange):
+                return version_in(self._client.info("server"))
+            return version_in(self._exchange((INFO,))[0])
+        except NoPermissionError:
             return ""
         except CLIENT_ERRORS as error:
             raise translate(error, self._address) from error
-        return str(info.get("redis_version", ""))
 
     def close(self) -> None:
         """Close all connections."""

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import redis.exceptions as rex
 
+from queue_system.broker.places import CrowdedError
 from queue_system.errors import BrokerReplyError, BrokerUnavailableError, QueueError
 
 CLIENT_ERRORS: Final = (rex.RedisError, OSError)
@@ -72,6 +73,9 @@ _UNTRUSTED: Final = (
 )
 
 
+_CROWDED: Final = "let fewer threads or tasks enqueue at once, or raise connection_timeout"
+
+
 def translate(error: Exception, address: str) -> QueueError:
     """The package's error for a client's; `address` is the server's, without its password."""
     kind = error_kind(error)
@@ -110,6 +114,8 @@ def is_misplaced(replies: Iterable[Any]) -> bool:
 
 
 def _advice(kind: str, error: Exception) -> str:
+    if isinstance(error, CrowdedError):
+        return _CROWDED
     return _UNTRUSTED if "CERTIFICATE_VERIFY_FAILED" in str(error) else _ADVICE.get(kind, "unavailable")
 
 
@@ -127,8 +133,10 @@ def _says(text: str, error: Exception, word: str) -> bool:
 
 
 def _never_sent(error: Exception) -> bool:
+    if isinstance(error, ConnectionRefusedError | CrowdedError):
+        return True
     text = str(error)
-    return isinstance(error, ConnectionRefusedError) or "connecting to" in text or "Connection refused" in text
+    return "connecting to" in text or "Connection refused" in text
 
 
 def _first_line(error: Exception) -> str:

@@ -38,7 +38,10 @@ class Connection:
 class Pool:
     """As in redis-py 5.3 and later."""
 
+    max_connections = 3
+
     def __init__(self) -> None:
+        self.connection_kwargs = {"socket_timeout": 0.05}
         self.out: list[Connection] = []
         self.released: list[Connection] = []
 
