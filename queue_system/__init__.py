@@ -17,6 +17,7 @@ from queue_system.errors import (
     SerializationError,
     ThreadPoolExhaustedError,
     UnresolvableFunctionError,
+    UnrunResultError,
     UnsupportedServerError,
     WorkerStateError,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "SerializationError",
     "ThreadPoolExhaustedError",
     "UnresolvableFunctionError",
+    "UnrunResultError",
     "UnsupportedServerError",
     "WorkerStateError",
     "__version__",

@@ -109,5 +109,9 @@ class ThreadPoolExhaustedError(QueueError):
     """No thread of the pool became free within the limit (100 ms by default)."""
 
 
+class UnrunResultError(QueueError, TypeError):
+    """A processor returned what has not run, such as a generator: its attempt failed, for nothing was done."""
+
+
 class WorkerStateError(QueueError, RuntimeError):
     """A worker was started twice, or used after it had stopped."""

@@ -6,17 +6,17 @@ import functools
 import inspect
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar, overload
 
 from queue_system.errors import ConfigurationError, UnresolvableFunctionError
+from queue_system.functions import check_callable, described, home_of, is_async, takes_context
 from queue_system.imports import MAIN_MODULES, ImportPolicy, importable_main_name, is_identifier_path
 from queue_system.keys import check_priority, check_queue_name
 from queue_system.retry import QueueRetryConfig
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_MAX_LAYERS: Final = 100
 _WHAT_TO_DO: Final = "define it with def at module level, or register it under a name (in the worker too)"
 
 
@@ -97,12 +97,13 @@ class Registry:
             on_failure: a callback, or a reference to it.
 
         Raises:
-            ConfigurationError: an argument is out of its range, the function needs a name, or another function
-                has this name.
+            ConfigurationError: an argument is out of its range; the function needs a name, is a generator function, or
+                cannot be called with (entity) or (entity, context); or another function has this name.
             UnresolvableFunctionError: the string given for a callback is not a reference.
         """
         if not callable(function):
-            raise ConfigurationError(f"only a callable can be registered, not {_described(function)}")
+            raise ConfigurationError(f"only a callable can be registered, not {described(function)}")
+        check_callable(function)
         processor = Processor(
             function=function,
             ref=_own_ref(function, name, module),
@@ -141,8 +142,8 @@ class Registry:
         old = self._by_ref.get((module, name))
         if old is not None and not _same_source(old.function, processor.function):
             raise ConfigurationError(
-                f"{processor.ref} is taken by {_described(old.function)}: "
-                f"register {_described(processor.function)} under another name"
+                f"{processor.ref} is taken by {described(old.function)}: "
+                f"register {described(processor.function)} under another name"
             )
         # Each index changes in one assignment, so that a reader finds the old one or the new one, never none.
         self._by_ref[module, name] = processor
@@ -266,60 +267,8 @@ def reference_of(function: Callable[..., Any] | str, registry: Registry = defaul
         return registered.ref
     problem = _why_unresolvable(function)
     if problem is not None:
-        raise UnresolvableFunctionError(
-            f"no worker could find {_described(function)} by name, {problem}: {_WHAT_TO_DO}"
-        )
+        raise UnresolvableFunctionError(f"no worker could find {described(function)} by name, {problem}: {_WHAT_TO_DO}")
     return FunctionRef(function.__qualname__, _canonical(function.__module__))
-
-
-def is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling it gives a coroutine: also through `functools.partial`, `functools.wraps` or ``__call__``.
-
-    A wrapper made with `functools.wraps` is taken for as async as the function it wraps.
-    """
-    return any(
-        inspect.iscoroutinefunction(layer) or inspect.iscoroutinefunction(type(layer).__call__)
-        for layer in _layers(function)
-    )
-
-
-def takes_context(function: Callable[..., Any]) -> bool:
-    """Whether it is to be called with (entity, context) instead of (entity).
-
-    So it is when its second positional parameter has no default, or is named ``context``.
-    """
-    try:
-        parameters = _parameters(function)
-    except (TypeError, ValueError):  # some built-in functions have no signature
-        return False
-    positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
-    if len(positional) < 2:  # noqa: PLR2004
-        return False
-    return positional[1].default is inspect.Parameter.empty or positional[1].name == "context"
-
-
-def _layers(function: Any) -> Iterator[Any]:
-    """The callable and what it wraps, from the outside in; not for ever, as a wrapper may wrap itself."""
-    for _ in range(_MAX_LAYERS):
-        yield function
-        is_partial = isinstance(function, functools.partial)
-        function = function.func if is_partial else getattr(function, "__wrapped__", None)
-        if function is None:
-            return
-
-
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """The parameters of the function as it is called; a wrapper with ``*args`` passes them on to what it wraps."""
-    own = list(inspect.signature(function, follow_wrapped=False).parameters.values())
-    if any(each.kind is each.VAR_POSITIONAL for each in own):
-        return list(inspect.signature(function).parameters.values())
-    return own
-
-
-def _described(function: object) -> str:
-    """The function for an error text. Not its repr(), which shows the arguments of a partial."""
-    name = getattr(function, "__qualname__", None)
-    return f"an object of type {type(function).__qualname__}" if name is None else f"{name} ({_home_of(function)})"
 
 
 def _split(text: str) -> FunctionRef:
@@ -372,22 +321,15 @@ def _own_ref(function: Callable[..., Any], name: str | None, module: str | None)
         name = getattr(function, "__qualname__", None)
         if not is_identifier_path(name):
             raise ConfigurationError(
-                f"{_described(function)} has no name that can be written down: register it with name=..."
+                f"{described(function)} has no name that can be written down: register it with name=..."
             )
     elif not is_identifier_path(name):
         raise ConfigurationError(f"name must be an identifier, or several joined by dots, got {name!r}")
     if module is None:
-        module = _home_of(function)
+        module = home_of(function)
     elif not is_identifier_path(module):
         raise ConfigurationError(f"module must be a module name such as 'app.tasks', got {module!r}")
     return FunctionRef(name, _canonical(module))
-
-
-def _home_of(function: object) -> str | None:
-    """The module of the function; of the innermost one for a partial, of its class for an object."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return getattr(function, "__module__", None)
 
 
 def _identity(function: Callable[..., Any]) -> tuple[int, int]:

@@ -70,7 +70,7 @@ from queue_system.outcome import (
 from queue_system.reader import QueueReader
 from queue_system.registry import FunctionRef
 from queue_system.runtime.attempts import Attempt
-from queue_system.runtime.calling import AttemptTimeoutError, await_processor, call_processor, runs_on_loop
+from queue_system.runtime.calling import AttemptTimeoutError, await_processor, call_in_thread, runs_on_loop
 from queue_system.runtime.engine import LEASE_LOST, SHUTDOWN, Engine, EngineSettings
 from queue_system.runtime.health import STOPPED
 from queue_system.runtime.incident import describe_error, describe_refusal, stack_of
@@ -78,6 +78,7 @@ from queue_system.runtime.intake import Claim
 from queue_system.runtime.lease import STALL_LIMIT
 from queue_system.runtime.pool import ABANDON_AFTER
 from queue_system.runtime.recycle import Recycling
+from queue_system.runtime.returned import Returned
 from queue_system.utils import circuit_breaker, retry_with_backoff, with_timeout
 
 DEFAULT_LEASE: Final = 10.0
@@ -176,6 +177,7 @@ class QueueWorker:
         self._hooks = config.hooks
         self._holding: dict[int, Claim] = {}
         self._patient: set[str] = set()
+        self._awaits_returned = asyncio.Semaphore(thread_pool_size)
         self._guardian: asyncio.Task[None] | None = None
         self._own_end: asyncio.Task[None] | None = None
         self._stopping = asyncio.Lock()
@@ -532,6 +534,13 @@ class QueueWorker:
             with attempt.within(self._hooks):
                 try:
                     result = await self._execute_sync_processor(call, entity, operation_id)
+                    if isinstance(result, Returned):
+                        result = await self._await_returned(attempt, result)
+                except AttemptTimeoutError as error:
+                    attempt.error = describe_error(error)
+                    await self._handle_execution_timeout(
+                        item, entity, operation_id, error.seconds, queue, redis, worker_id
+                    )
                 except ThreadPoolExhaustedError:
                     await self._handle_pool_exhaustion(item, entity, operation_id, queue, redis, worker_id)
                 except asyncio.CancelledError:
@@ -554,7 +563,19 @@ class QueueWorker:
         attempt.begin(self._engine.fetcher.server_time())
         self._hooks.on_event(PoolStarted(attempt.started - attempt.submitted))
         self._hooks.on_event(attempt.started_event)
-        return call_processor(function, attempt, None, self.config.logger)
+        return call_in_thread(function, attempt, self.config.logger)
+
+    async def _await_returned(self, attempt: Attempt, returned: Returned) -> Any:
+        """A sync processor has returned an awaitable: await it here, as an async one, with its time limit. As many are
+        awaited at once as the pool has threads.
+        """  # noqa: D205
+        attempt.on_loop = True
+        try:
+            async with self._awaits_returned:
+                timeout = self._calculate_effective_timeout(attempt.item)
+                return await await_processor(returned, attempt, timeout, self.config.logger, self._engine.deadlines)
+        finally:
+            returned.close()
 
     def _note_patience(self, attempt: Attempt) -> None:
         """A mere backlog takes one of an operation's attempts at most, and never the last: after that it is patient,

@@ -46,12 +46,12 @@ _NEXT: Final = {Success: "done", Retry: "retry", Failure: "failed", Requeue: "re
 class Attempt:
     """One attempt. `key` is that of its claim; `task` sees it through, and awaits an async processor; `cancelled_for`
     says why that was cancelled by the worker, `cancels` how often; `called` is true once the processor was called;
-    `thread` is the ident of the thread in which a sync one was.
+    `on_loop` while it runs on the event loop, if it does; `thread` is the ident of the thread in which a sync one was.
     """  # noqa: D205
 
     __slots__ = (
-        "called", "cancelled_for", "cancels", "cause", "claim", "error", "info", "item", "key", "retry", "started",
-        "started_at", "started_event", "submitted", "task", "thread", "wait",
+        "called", "cancelled_for", "cancels", "cause", "claim", "error", "info", "item", "key", "on_loop", "retry",
+        "started", "started_at", "started_event", "submitted", "task", "thread", "wait",
     )  # fmt: skip
 
     def __init__(self, item: Operation, claim: Claim | None, info: OperationInfo, now: float) -> None:
@@ -66,6 +66,7 @@ class Attempt:
         self.cancelled_for = ""
         self.cancels = 0
         self.thread = 0
+        self.on_loop = info.is_async
         self.begin(now)
         self.submitted = self.started
         self.called = False

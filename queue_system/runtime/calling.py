@@ -12,11 +12,13 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Final
 
 from queue_system.context import OperationContext
+from queue_system.errors import UnrunResultError
+from queue_system.functions import is_async, takes_context
 from queue_system.operation import KIND_CALLBACK
-from queue_system.registry import is_async, takes_context
 from queue_system.runtime.attempts import Attempt
 from queue_system.runtime.deadlines import Deadlines
 from queue_system.runtime.incident import ProcessorRaisedError
+from queue_system.runtime.returned import MAX_AWAITS, Returned, is_awaitable, is_unrun, refuse_unrun
 
 TIMED_OUT: Final = "timed_out"
 
@@ -39,7 +41,11 @@ _takes_context = _once_each(takes_context)
 
 
 class AttemptTimeoutError(Exception):
-    """The worker's own time limit, as opposed to a `TimeoutError` that a processor raises."""
+    """The worker's own time limit of so many `seconds`, as opposed to a `TimeoutError` that a processor raises."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"cancelled after {seconds:g} s")
+        self.seconds = seconds
 
 
 def call_processor(function: Callable[..., Any], attempt: Attempt, deadline: float | None, logger: Any) -> Any:
@@ -53,33 +59,70 @@ def call_processor(function: Callable[..., Any], attempt: Attempt, deadline: flo
     return function(item["entity"], context)
 
 
-async def await_processor(
-    function: Callable[..., Any], attempt: Attempt, timeout: float, logger: Any, deadlines: Deadlines[Attempt]
-) -> Any:
-    """The result of an async processor. What it sets in its context stays there.
+def call_in_thread(function: Callable[..., Any], attempt: Attempt, logger: Any) -> Any:
+    """The result of a sync processor; as `Returned` if it is to be awaited, with the context as it is then.
 
-    It runs in the task that calls this, and not in one of its own, which would cost its making and two wake-ups.
+    Raises:
+        UnrunResultError: it returned what has not run, and cannot be awaited.
+    """
+    result = call_processor(function, attempt, None, logger)
+    if result is not None and is_unrun(result):
+        if is_awaitable(result):
+            return Returned(result, contextvars.copy_context())
+        refuse_unrun(result)
+    return result
+
+
+async def await_processor(
+    function: Callable[..., Any] | Returned,
+    attempt: Attempt,
+    timeout: float,
+    logger: Any,
+    deadlines: Deadlines[Attempt],
+) -> Any:
+    """The result of an async processor, or of the awaitable that a sync one returned.
+
+    What it sets in its context stays there. It runs in the task that calls this, and not in one of its own, which would
+    cost its making and two wake-ups.
 
     Raises:
         AttemptTimeoutError: it was cancelled after `timeout` seconds, and did not return a result all the same.
         ProcessorRaisedError: it raised what is no `Exception`.
+        UnrunResultError: it returned what has not run, and cannot be awaited.
     """
     attempt.task = asyncio.current_task()
     deadlines.set(attempt, timeout)
     try:
-        call = _contained(call_processor, function, attempt, time.monotonic() + timeout, logger)
-        result = await in_context(contextvars.copy_context(), call) if hasattr(call, "__await__") else call
+        if isinstance(function, Returned):
+            context, result = function.context, function.awaitable
+        else:
+            context = contextvars.copy_context()
+            result = _contained(call_processor, function, attempt, time.monotonic() + timeout, logger)
+        if hasattr(result, "__await__"):
+            result = await in_context(context, result)
+        if result is not None and is_unrun(result):
+            result = await _settled(context, result)
         if attempt.cancelled_from_outside():
             await asyncio.sleep(0)  # it has cancelled its own task, and would not be there any more to notice
     except asyncio.CancelledError as error:
         if attempt.cancelled_for == TIMED_OUT and not attempt.cancelled_from_outside():
-            raise AttemptTimeoutError(f"cancelled after {timeout:g} s") from error
+            raise AttemptTimeoutError(timeout) from error
         raise
     else:
         return result
     finally:
         deadlines.clear(attempt)
         attempt.take_back_cancels()
+
+
+async def _settled(context: contextvars.Context, result: Any) -> Any:
+    """Await what was returned, and what that gives, until it is a result."""
+    for _ in range(MAX_AWAITS):
+        if not is_awaitable(result) or result is asyncio.current_task():
+            refuse_unrun(result)
+            return result
+        result = await in_context(context, result)
+    raise UnrunResultError(f"the processor's result was awaited {MAX_AWAITS} times, and is still to be awaited")
 
 
 def cancel_late(attempt: Attempt) -> None:

@@ -345,7 +345,7 @@ class Engine:
 
     def is_abandoned(self, attempt: Attempt) -> bool:
         """Whether a sync attempt has had its thread for longer than its limit."""
-        if attempt.info.is_async or not attempt.called:
+        if attempt.on_loop or not attempt.called:
             return False
         return time.monotonic() - attempt.started > self.limit_of(attempt)
 
@@ -388,8 +388,7 @@ class Engine:
         if not self._leaves_hung:
             return 0
         return sum(
-            self.is_abandoned(attempt) or not (attempt.info.is_async or attempt.called)
-            for attempt in self.attempts.all()
+            self.is_abandoned(attempt) or not (attempt.on_loop or attempt.called) for attempt in self.attempts.all()
         )
 
     def _changed_later(self, seconds: float) -> None:
@@ -468,7 +467,7 @@ class Engine:
         self.leases.remove([(operation_id, token)])
         self._hooks.on_event(LeaseLost(operation_id))
         attempt = self.attempts.find(operation_id, token)
-        if attempt is not None and attempt.info.is_async:
+        if attempt is not None and attempt.on_loop:
             attempt.cancel(LEASE_LOST)
 
     def _lease_error(self, error: QueueError) -> None:

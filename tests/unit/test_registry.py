@@ -15,10 +15,8 @@ from queue_system.registry import (
     Registry,
     Resolver,
     default_registry,
-    is_async,
     processor,
     reference_of,
-    takes_context,
 )
 from queue_system.retry import QueueRetryConfig
 
@@ -233,74 +231,6 @@ def test_a_reference_as_text():
     assert str(FunctionRef("run", None)) == "run"
 
 
-# is_async, takes_context
-
-
-@pytest.mark.parametrize(
-    ("function", "expected"),
-    [
-        (module_level, False),
-        (module_level_async, True),
-        (functools.partial(module_level_async), True),
-        (functools.partial(functools.partial(module_level_async)), True),
-        (functools.partial(module_level), False),
-        (passing_on(module_level_async), True),
-        (functools.partial(passing_on(module_level_async)), True),
-        (passing_on(module_level), False),
-        (AsyncCallable(), True),
-        (functools.partial(AsyncCallable(), 1), True),
-        (AsyncCallable, False),
-        (AsyncCallable().__call__, True),
-        (Callable(), False),
-        (Tasks().method, False),
-        (len, False),
-    ],
-)
-def test_is_async(function, expected):
-    assert is_async(function) is expected
-
-
-def test_a_function_that_wraps_itself_ends():
-    function = make_function("tasks")
-    function.__wrapped__ = function
-    assert is_async(function) is False
-    assert takes_context(function) is False
-
-
-def positional_only(entity, context, /):
-    pass
-
-
-@pytest.mark.parametrize(
-    ("function", "expected"),
-    [
-        (module_level, False),
-        (lambda entity, context: None, True),
-        (lambda entity, anything: None, True),
-        (lambda entity, context=None: None, True),
-        (lambda entity, verbose=False: None, False),
-        (lambda entity, *, context: None, False),
-        (lambda entity, *rest: None, False),
-        (lambda entity, **rest: None, False),
-        (lambda *args: None, False),
-        (lambda: None, False),
-        (positional_only, True),
-        (functools.partial(positional_only, 1), False),
-        (functools.partial(lambda entity, context: None, context=1), False),
-        (passing_on(lambda entity, context: None), True),
-        (passing_on(module_level), False),
-        (functools.wraps(positional_only)(lambda entity: None), False),
-        (AsyncCallable(), True),
-        (Callable(), False),
-        (Tasks().method, False),
-        (max, False),
-        (print, False),
-    ],
-)
-def test_takes_context(function, expected):
-    assert takes_context(function) is expected
-
-
 # Registry
 
 
@@ -357,7 +287,7 @@ def test_register_checks_the_references_of_callbacks(registry):
 
 
 @pytest.mark.parametrize(
-    "function", [a_lambda, Callable(), functools.partial(module_level, "secret"), make_function("t", "f.<locals>.g")]
+    "function", [a_lambda, Callable(), functools.partial(print, "secret"), make_function("t", "f.<locals>.g")]
 )
 def test_what_has_no_name_needs_one(registry, function):
     with pytest.raises(ConfigurationError, match="name=") as caught:
