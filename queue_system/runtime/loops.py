@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
+
+logger = logging.getLogger("queue_system.loops")
 
 RESTART_DELAY: Final = 0.2
 MAX_RESTART_DELAY: Final = 5.0
@@ -15,12 +18,13 @@ CANCEL_TRIES: Final = 10
 class SupervisedLoop:
     """One coroutine function that runs until it is stopped.
 
-    When it raises, `on_failure` is told its name and the error, and it is started again after a delay that doubles
-    from 0.2 s to 5 s while it fails at once. When it returns, it has ended.
+    Whatever it raises, a `BaseException` or a cancellation that is not its own included, `on_failure` is told its name
+    and the error, and it is started again after a delay that doubles from 0.2 s to 5 s while it fails at once. When it
+    returns, it has ended.
     """
 
     def __init__(
-        self, name: str, run: Callable[[], Awaitable[None]], on_failure: Callable[[str, Exception], None]
+        self, name: str, run: Callable[[], Awaitable[None]], on_failure: Callable[[str, BaseException], None]
     ) -> None:
         self.name = name
         self._run = run
@@ -55,8 +59,10 @@ class SupervisedLoop:
             began = clock.time()
             try:
                 await self._run()
-            except Exception as error:  # noqa: BLE001  whatever it is, the worker must go on, and it is told
-                self._on_failure(self.name, error)
+            except BaseException as error:
+                if self._is_stopped_by(error):
+                    raise
+                self._tell(error)
             else:
                 return
             if self._task is not None and self._task.cancelling():
@@ -65,3 +71,21 @@ class SupervisedLoop:
                 delay = RESTART_DELAY
             await asyncio.sleep(delay)
             delay = min(2 * delay, MAX_RESTART_DELAY)
+
+    def _is_stopped_by(self, error: BaseException) -> bool:
+        """Whether it is the end of the task itself: its cancellation, or that of a coroutine which nobody runs."""
+        if isinstance(error, asyncio.CancelledError):
+            return self._task is None or self._task.cancelling() > 0
+        return isinstance(error, GeneratorExit) and not self._is_running()
+
+    def _is_running(self) -> bool:
+        try:
+            return self._task is not None and asyncio.current_task() is self._task
+        except RuntimeError:
+            return False  # no event loop runs in this thread: the coroutine is being closed
+
+    def _tell(self, error: BaseException) -> None:
+        try:
+            self._on_failure(self.name, error)
+        except BaseException:
+            logger.exception("the failure of %s could not be told", self.name)

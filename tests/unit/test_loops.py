@@ -184,3 +184,56 @@ async def test_its_task_has_its_name():
     loop.start()
     await until(lambda: not loop.alive)
     assert names == ["worker-3"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SystemExit(3),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        asyncio.CancelledError("a future that somebody else has cancelled"),
+        BaseExceptionGroup("several", [SystemExit(1)]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_no_exception_ends_a_loop_but_its_own_cancellation(pauses, error):
+    told = []
+    run, starts = failing(2, error)
+    loop = SupervisedLoop("fetch", run, lambda *failure: told.append(failure))
+    loop.start()
+    await until(lambda: len(starts) == 3)
+    assert told == [("fetch", error)] * 2
+    assert loop.alive
+    await loop.stop()
+    assert len(told) == 2  # its own cancellation is not a failure
+
+
+async def test_a_loop_goes_on_when_its_failure_cannot_be_told(pauses, caplog):
+    def tell(*_):
+        raise SystemExit("a listener")
+
+    run, starts = failing(1)
+    loop = SupervisedLoop("fetch", run, tell)
+    loop.start()
+    await until(lambda: len(starts) == 2)
+    assert loop.alive
+    assert caplog.messages == ["the failure of fetch could not be told"]
+    await loop.stop()
+
+
+def test_a_loop_whose_event_loop_is_gone_is_closed_without_a_word():
+    told = []
+
+    async def main():
+        loop = SupervisedLoop("fetch", forever, lambda *failure: told.append(failure))
+        loop.start()
+        await asyncio.sleep(0)
+        return loop._task.get_coro()
+
+    loop = asyncio.new_event_loop()
+    coroutine = loop.run_until_complete(main())
+    coroutine.close()  # raises when it does not end
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    assert told == []
