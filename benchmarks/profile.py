@@ -54,7 +54,7 @@ FUNCTION_HEADS: Final = ("function", "own us for each", "part")
 PARTS: Final[dict[str, tuple[str, ...]]] = {
     "claim and reply parsing": (
         "queue_system.broker", "queue_system.keys", "queue_system.runtime.fetch", "queue_system.runtime.waiting",
-        "queue_system.runtime.isolation",
+        "queue_system.runtime.isolation", "queue_system.runtime.contact", "queue_system.runtime.progress",
         "queue_system.runtime.engine:Engine._claimed",
     ),
     "slots, lanes and worker tasks": (

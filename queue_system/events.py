@@ -166,10 +166,17 @@ class WorkerTaskFailed(Event, frozen=True):
 
 
 class BrokerError(Event, frozen=True):
-    """A call to Redis failed."""
+    """A call to Redis failed. `reason` is what Redis said, where it refused a call (kind ``refused``)."""
 
     operation: str
     kind: str
+    reason: str = ""
+
+
+class BrokerBack(Event, frozen=True):
+    """Redis answers a worker again, after `seconds` in which it did not; told once for each outage."""
+
+    seconds: float
 
 
 class BrokerCall(Event, frozen=True):

@@ -26,7 +26,8 @@
 | ``worker_draining`` | info | it claims no more; with the reason |
 | ``worker_stopped`` | info | it has ended |
 | ``worker_task_failed`` | error | a loop of the worker raised, and was started again |
-| ``redis_error`` | warning | a call to Redis failed |
+| ``redis_error`` | warning | a call to Redis failed; the same refusal is told every 10 s at most |
+| ``redis_back`` | warning | Redis answers again, after so many seconds; once for each outage |
 | ``circuit_breaker_changed`` | warning | the circuit breaker went to another state |
 | ``metric_set`` | info | `QueueConfig.update_metric` has set a text |
 | ``metric_changed`` | info | it has changed a number that is worth a line |
@@ -50,6 +51,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final, TextIO
 
@@ -59,6 +61,7 @@ from queue_system.errors import ConfigurationError
 from queue_system.events import (
     AttemptStarted,
     BreakerChanged,
+    BrokerBack,
     BrokerError,
     Enqueued,
     EnqueueFailed,
@@ -99,6 +102,9 @@ _PAYLOADS: Final = frozenset({"entity", "payload", "result"})
 _URL_PASSWORD: Final = re.compile(r"(\w+://)[^\s/]*@")
 _ASSIGNED: Final = re.compile(rf"(\b\w*(?:{_HINTS})\w*[\"']?\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|[^\s,;&]+)", re.IGNORECASE)
 _MAX_DEPTH: Final = 5
+REFUSAL_INTERVAL: Final = 10.0
+"""Seconds after which the same refusal of Redis is told again."""
+
 HIDDEN: Final = "***"
 _CORRELATION: Final = ("operation_id", "queue", "processor", "attempt", "trace_id", "span_id")
 
@@ -113,6 +119,7 @@ class LogListener(Hooks):
     def __init__(self, logger: Any) -> None:
         self._logger = logger
         self._enabled = logger.isEnabledFor if isinstance(logger, structlog.stdlib.BoundLogger) else None
+        self._refusals: dict[str, tuple[str, float]] = {}  # of each operation the last that was told, and when
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             Enqueued: self._on_enqueued,
             EnqueueFailed: lambda e: logger.warning("enqueue_failed", queue=e.queue, error_type=e.error_type),
@@ -125,7 +132,8 @@ class LogListener(Hooks):
             LeaseLost: lambda e: logger.warning("lease_lost", operation_id=e.operation_id),
             Reclaimed: lambda e: logger.warning("leases_reclaimed", returned=e.returned, quarantined=e.quarantined),
             WorkerTaskFailed: lambda e: logger.error("worker_task_failed", task=e.task, reason=e.reason),
-            BrokerError: lambda e: logger.warning("redis_error", operation=e.operation, kind=e.kind),
+            BrokerError: self._on_broker_error,
+            BrokerBack: lambda e: logger.warning("redis_back", message=f"Redis is back after {e.seconds:.1f} s"),
             BreakerChanged: lambda e: logger.warning("circuit_breaker_changed", breaker=e.breaker, state=e.state),
             WorkerChanged: self._on_worker,
         }
@@ -173,6 +181,16 @@ class LogListener(Hooks):
         name = _WORKER_EVENTS.get(event.state)
         if name is not None:
             self._logger.info(name, worker_id=event.worker_id, **({"reason": event.reason} if event.reason else {}))
+
+    def _on_broker_error(self, event: BrokerError) -> None:
+        """A refusal comes again and again until somebody mends its cause: it is told every `REFUSAL_INTERVAL`."""
+        if not event.reason:
+            self._logger.warning("redis_error", operation=event.operation, kind=event.kind)
+            return
+        told, now = self._refusals.get(event.operation), time.monotonic()
+        if told is None or told[0] != event.reason or now - told[1] >= REFUSAL_INTERVAL:
+            self._refusals[event.operation] = event.reason, now
+            self._logger.warning("redis_error", operation=event.operation, kind=event.kind, reason=event.reason)
 
     def _on_thread_abandoned(self, event: ThreadAbandoned) -> None:
         ids = {} if event.operation is None else _ids(event.operation)

@@ -23,7 +23,7 @@ from queue_system.broker.resend import (
 )
 from queue_system.broker.scripts import Script, load_scripts
 from queue_system.broker.translate import CLIENT_ERRORS, translate
-from queue_system.errors import QueueError
+from queue_system.errors import BrokerReplyError, QueueError
 from queue_system.utils import retry_with_backoff
 
 T = TypeVar("T")
@@ -100,10 +100,18 @@ class AsyncBroker:
             replies = await self._send_many(calls, self._in_order)
         except CLIENT_ERRORS as error:
             raise translate(error, self._address) from error
-        return [
-            translate(reply, self._address) if isinstance(reply, Exception) else call.parse(reply)
-            for call, reply in zip(calls, replies, strict=True)
-        ]
+        return [self._result(call, reply) for call, reply in zip(calls, replies, strict=True)]
+
+    def _result(self, call: Call[T], reply: Any) -> T | QueueError:
+        if isinstance(reply, Exception):
+            return translate(reply, self._address)
+        try:
+            return call.parse(reply)
+        except QueueError as error:
+            return error
+        except Exception as error:  # noqa: BLE001  one reply that cannot be read must not hide the others
+            what = f"{type(error).__name__}: {error}"
+            return BrokerReplyError(f"Redis at {self._address} answered {call.name} in an unknown way ({what})")
 
     async def run_all(self, calls: Sequence[Call[Any]], meanwhile: Meanwhile = nothing) -> list[Any]:
         """As `SyncBroker.run_many`: one round trip, tried again if all are idempotent; raises the first error."""

@@ -165,6 +165,15 @@ class Commands:
             idempotent=False,
         )
 
+    def known(self) -> Call[list[ReadyQueue]]:
+        """The known queues; for who asks seldom, since a claim says when they have changed."""
+        keys = self.keys
+        return Call("HGETALL", (), [keys.registry], lambda reply: replies.ready_queues(reply, keys.ready), plain=True)
+
+    def count_lists(self, lists: Sequence[str]) -> Call[int]:
+        """How many of these lists of ready operations are not empty."""
+        return Call("EXISTS", (), list(lists), int, plain=True)
+
     def learn(self, queue: str, priority: str, kind: str) -> Call[str]:
         """Note the kind of a queue's processors; the reply is the kind on record."""
         keys = self.keys

@@ -53,13 +53,14 @@ def claimed(reply: Any, ready: tuple[str, ...], ready_key: Callable[[str, str], 
         more_async=bool(more_async),
         more_sync=bool(more_sync),
         registry_version=text(version),
-        registry=_registry(registry, ready_key) if registry else None,
+        registry=ready_queues(registry, ready_key) if registry else None,
         alone_for=max(0, int(suspect)) / 1000,
         suspect_waits=int(suspect) < 0,
     )
 
 
-def _registry(flat: Any, ready_key: Callable[[str, str], str]) -> list[ReadyQueue]:
+def ready_queues(flat: Any, ready_key: Callable[[str, str], str]) -> list[ReadyQueue]:
+    """The registry of queues: names and kinds by turns."""
     queues = []
     for name, kind in _texts(flat).items():
         if is_queue(name):

@@ -110,6 +110,18 @@ class CircuitBreaker:
                 self._move("closed")
                 self.failures = 0
 
+    def restore(self) -> None:
+        """The other side is known to work again, by other means than a probe: close the circuit, whatever its state.
+
+        Calls pass at once. A probe that is on its way does not count any more.
+        """
+        if not self.failures:
+            return
+        with self._lock:
+            self._probe = 0
+            self._move("closed")
+            self.failures = 0
+
     def record_failure(self, probe: int | None = None) -> None:
         """The call failed. Without `probe`, it is taken for the probe if the circuit is half open."""
         with self._lock:

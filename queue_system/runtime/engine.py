@@ -17,6 +17,7 @@ from queue_system.events import (
     MAX_MEMORY,
     MAX_OPERATIONS,
     THREADS_ABANDONED,
+    BrokerBack,
     BrokerError,
     Health,
     LeaseLost,
@@ -27,18 +28,21 @@ from queue_system.hooks import Hooks
 from queue_system.operation import Operation
 from queue_system.runtime.attempts import Attempt, Attempts
 from queue_system.runtime.calling import cancel_late
+from queue_system.runtime.contact import Contact
 from queue_system.runtime.deadlines import Deadlines
 from queue_system.runtime.fetch import MAX_TURNS, Fetcher
 from queue_system.runtime.finish import Outbox
 from queue_system.runtime.health import Signs, judge
+from queue_system.runtime.incident import describe_refusal
 from queue_system.runtime.intake import Claim, Intake
 from queue_system.runtime.isolation import Isolation
 from queue_system.runtime.lease import Broker, LeaseKeeper
 from queue_system.runtime.loops import SupervisedLoop
 from queue_system.runtime.pool import ABANDON_AFTER, ThreadPool
+from queue_system.runtime.progress import Progress
 from queue_system.runtime.reaper import Reaper
 from queue_system.runtime.recycle import Recycling
-from queue_system.runtime.waiting import MAX_BLOCK
+from queue_system.runtime.waiting import MAX_BLOCK, Slots
 from queue_system.signing import UNSIGNED, Signer
 from queue_system.utils import CircuitBreaker
 
@@ -148,6 +152,7 @@ class Engine:
         self._learned: set[tuple[str, str, str]] = set()
         self._teaching: set[asyncio.Task[None]] = set()
         self._breaker = breaker
+        contact = Contact(breaker, lambda seconds: self._on_loop(hooks.on_event, BrokerBack(seconds)))
         self.leases = LeaseKeeper(
             new_sync_broker,
             commands,
@@ -156,6 +161,7 @@ class Engine:
             describe=self._describe,
             on_lost=lambda operation_id, token: self._on_loop(self._lease_lost, operation_id, token),
             on_error=lambda error: self._on_loop(self._lease_error, error),
+            on_contact=contact.made,
             stall_limit=settings.stall_limit,
         )
         self.outbox = Outbox(
@@ -178,11 +184,18 @@ class Engine:
             on_late=self._give_back_late,
             isolation=isolation,
             hooks=hooks,
-            breaker=breaker,
+            contact=contact,
             lease=settings.lease,
             retention=settings.retention,
             queues=settings.queues,
             worker_id=settings.worker_id,
+        )
+        self.progress = Progress(
+            self._broker,
+            commands,
+            self.fetcher.record,
+            free_slots=lambda: self.intake.free() if self.fetcher.accepting else Slots(0, 0),
+            queues=settings.queues,
         )
         self.attempts = Attempts(
             settings.worker_id,
@@ -202,6 +215,7 @@ class Engine:
             max_crashes=settings.max_crashes,
             retention=settings.retention,
             on_quarantine=self._quarantine,
+            on_contact=contact.made,
             hooks=hooks,
         )
         self.deadlines: Deadlines[Attempt] = Deadlines(cancel_late)
@@ -210,6 +224,7 @@ class Engine:
             *((f"fetch-{number}", self.fetcher.run) for number in range(MAX_TURNS)),
             ("wait", self.fetcher.wait_for_work),
             ("reap", reaper.run),
+            ("progress", self.progress.run),
         )
         self.worker_loops = self._supervised(
             *(
@@ -245,13 +260,18 @@ class Engine:
         return judge(self._signs(state))
 
     def _signs(self, state: str) -> Signs:
-        pool = self.pool.stats()
+        pool, record = self.pool.stats(), self.fetcher.record
         return Signs(
             state=state,
             # The last part of a stop is without these loops, and healthy.
             loop_blocked_for=0.0 if self.ending else self.leases.stalled_for,
-            loops_down=() if self.ending else tuple(loop.name for loop in self._service_loops if not loop.alive),
-            turning_for=self.fetcher.turning_for,
+            loops_down=self._loops_down(),
+            tasks_down=() if self.ending else tuple(loop.name for loop in self.worker_loops if not loop.alive),
+            turning_for=max(self.fetcher.turning_for or 0.0, self.leases.turning_for),
+            stuck_for=0.0 if self.ending else self.progress.stuck_for,
+            claim_accepted=record.accepted,
+            claim_overdue_for=record.overdue_for,
+            claim_refusal=record.refusal,
             without_contact_for=time.time() - self.leases.last_contact,
             breaker=self._breaker.state,
             threads=pool.size,
@@ -259,6 +279,12 @@ class Engine:
             abandoned_limit=self.settings.max_abandoned or 0,
             callback_threads_abandoned=self.callback_pool.stats().abandoned >= CALLBACK_THREADS,
         )
+
+    def _loops_down(self) -> tuple[str, ...]:
+        if self.ending:
+            return ()
+        down = tuple(loop.name for loop in self._service_loops if not loop.alive)
+        return down if self.leases.alive else (*down, "leases")
 
     def start(self) -> None:
         """Start everything."""
@@ -287,7 +313,7 @@ class Engine:
         self.ending = True
         await asyncio.gather(*(loop.stop() for loop in (*self.worker_loops, *self._service_loops)))
         await self.fetcher.flush(CANCEL_GRACE)
-        await asyncio.gather(*self._teaching)
+        await asyncio.gather(*self._teaching, return_exceptions=True)
         await asyncio.to_thread(self.leases.stop)
         self.pool.shutdown()
         self.callback_pool.shutdown()
@@ -316,7 +342,7 @@ class Engine:
             await self._broker.run(self._commands.learn(*lesson))
         except BrokerUnavailableError:
             self._learned.discard(lesson)  # at the next operation of that queue, then
-        except QueueError as error:
+        except BaseException as error:  # noqa: BLE001  a lesson is a help: what hinders it must not hinder the stop
             self._loop_failed("learn", error)
 
     def done(self, claim: Claim) -> None:
@@ -471,8 +497,11 @@ class Engine:
             attempt.cancel(LEASE_LOST)
 
     def _lease_error(self, error: QueueError) -> None:
-        kind = error.kind if isinstance(error, BrokerUnavailableError) else "refused"
-        self._hooks.on_event(BrokerError("renew", kind))
+        if isinstance(error, BrokerUnavailableError):
+            self._hooks.on_event(BrokerError("renew", error.kind))
+        else:
+            self._hooks.on_event(BrokerError("renew", "refused", str(error)))
 
-    def _loop_failed(self, name: str, error: Exception) -> None:
-        self._hooks.on_event(WorkerTaskFailed(name, f"{type(error).__name__}: {error}"))
+    def _loop_failed(self, name: str, error: BaseException) -> None:
+        told = describe_refusal(error)
+        self._hooks.on_event(WorkerTaskFailed(name, f"{told.type}: {told.message}"))

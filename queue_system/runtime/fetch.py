@@ -25,13 +25,17 @@ from queue_system.events import (
 )
 from queue_system.hooks import Hooks
 from queue_system.keys import PRIORITIES
+from queue_system.runtime.contact import Contact
 from queue_system.runtime.finish import Outbox, Settlement
 from queue_system.runtime.isolation import Isolation
+from queue_system.runtime.progress import ClaimRecord
 from queue_system.runtime.waiting import BlockingRead, Slots
-from queue_system.utils import CircuitBreaker
 
 FUTILE_PAUSE: Final = 0.05
 """Seconds without claiming after a claim that found work which this worker may not take."""
+
+MAX_PAUSE: Final = 1.0
+"""Seconds without a blocking read, at most, after some in a row that failed; meanwhile turns claim."""
 
 MAX_BACKOFF: Final = 2.0
 
@@ -55,7 +59,7 @@ class Fetcher:
             there is no slot any more.
         isolation: told of suspects.
         hooks: told of round trips and errors.
-        breaker: opens while Redis is away.
+        contact: told whether Redis answers.
         lease: seconds.
         retention: seconds for which system errors are kept.
         queues: the names of the only queues to serve, or None for all.
@@ -76,7 +80,7 @@ class Fetcher:
         on_late: Callable[[Sequence[Delivery]], None],
         isolation: Isolation,
         hooks: Hooks,
-        breaker: CircuitBreaker,
+        contact: Contact,
         lease: float,
         retention: float,
         queues: frozenset[str] | None = None,
@@ -93,7 +97,7 @@ class Fetcher:
         self._on_late = on_late
         self._isolation = isolation
         self._hooks = hooks
-        self._breaker = breaker
+        self._contact = contact
         self._lease = lease
         self._retention = retention
         self._only = queues
@@ -111,6 +115,8 @@ class Fetcher:
         self._turn_ended = asyncio.Event()
         self._asked: list[Slots] = []  # those of the claims that are on their way, but for that of the blocking read
         self._missed = self._resting = False  # a reason to turn was passed over; Redis was away a moment ago
+        self.record = ClaimRecord()
+        """How the claims went."""
         self._blocking = BlockingRead(broker, waiter, commands, hooks, worker_id, self._woken)
         self._offset: float | None = None  # what the clock of Redis is ahead of `time.monotonic`
 
@@ -163,9 +169,13 @@ class Fetcher:
                 continue
             try:
                 await self.turn()
-            except BrokerUnavailableError:
+            except QueueError as error:
+                self._tell_refusal("claim", error)
                 await self._rest(backoff)
                 backoff = min(2 * backoff, MAX_BACKOFF)
+            except Exception as error:
+                self.record.refuse(f"{type(error).__name__}: {error}")
+                raise  # told, and this loop starts again
             else:
                 backoff = 0.1
 
@@ -184,7 +194,11 @@ class Fetcher:
             self._event.set()
 
     async def wait_for_work(self) -> None:
-        """Block on the wake-up markers whenever there is nothing to claim, and claim then; until cancelled."""
+        """Block on the wake-up markers whenever there is nothing to claim, and claim then; until cancelled.
+
+        When that fails, in whatever way, a turn looks what there is to claim: it knows best what Redis refuses.
+        """
+        pause = FUTILE_PAUSE
         while True:
             await self._may_wait.wait()
             self._may_wait.clear()
@@ -194,15 +208,26 @@ class Fetcher:
                 one = Slots(min(1, slots.for_async), min(1, slots.for_sync))
                 try:
                     await self._blocking.run(one, self._claim_for(one))
-                except BrokerUnavailableError:
-                    await asyncio.sleep(FUTILE_PAUSE)
+                except QueueError as error:
+                    self._tell_refusal("wait", error)
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, MAX_PAUSE)
                     self._look_again()
+                except BaseException:
+                    self._look_again()
+                    raise
+                else:
+                    pause = FUTILE_PAUSE
 
     async def turn(self) -> None:
         """One round trip: write outcomes, claim what there is a slot for."""
         batch = self._outbox.take()
-        question, slots = self._ask(batch)
-        parts = self._outbox.calls(batch)
+        try:
+            question, slots = self._ask(batch)
+            parts = self._outbox.calls(batch)
+        except BaseException:
+            self._outbox.put_back(batch, ambiguous=False)
+            raise
         calls = [call for call, _ in parts] + ([question] if question is not None else [])
         if not calls:
             return
@@ -210,15 +235,18 @@ class Fetcher:
         self._turns.append(asked_at)
         try:
             replies = await self._send(calls, batch, slots)
-            for (_, part), reply in zip(parts, replies, strict=False):
-                self._outbox.settle(part, reply)
-            if slots is not None:
-                self._claimed(replies[-1], asked_at)
             failed = next((reply for reply in replies if isinstance(reply, BrokerUnavailableError)), None)
-            if failed is not None:
+            if failed is None:
+                self._contact.made()
+            else:
                 self._failed(failed)
+            try:
+                self._outbox.settle_all(parts, replies)
+            finally:
+                if slots is not None:
+                    self._claimed(replies[-1], asked_at)
+            if failed is not None:
                 raise failed
-            self._breaker.record_success()
         finally:
             self._turns.remove(asked_at)
             self._turn_ended.set()
@@ -317,7 +345,8 @@ class Fetcher:
             self._outbox.put_back(batch, ambiguous=error.ambiguous)
             self._failed(error)
             raise
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, or whatever it is: without an answer they must go again
+            self._maybe_async = self._maybe_sync = True
             self._outbox.put_back(batch, ambiguous=True)
             raise
         finally:
@@ -329,11 +358,18 @@ class Fetcher:
 
     def _failed(self, error: BrokerUnavailableError) -> None:
         self._maybe_async = self._maybe_sync = True
-        self._breaker.record_failure()
+        self.record.fail()
+        self._contact.failed()
         self._hooks.on_event(BrokerError("turn", error.kind))
+
+    def _tell_refusal(self, operation: str, error: QueueError) -> None:
+        """Tell what Redis has refused. That it cannot serve is told where that is noticed."""
+        if not isinstance(error, BrokerUnavailableError):
+            self._hooks.on_event(BrokerError(operation, "refused", str(error)))
 
     def _woken(self, reply: Claimed | QueueError | None, asked_at: float) -> None:
         """The blocking read is back, with the reply of its claim if that was carried out."""
+        self._contact.made()
         if reply is None:
             self._look_again()
         else:
@@ -344,7 +380,9 @@ class Fetcher:
             self._maybe_async = self._maybe_sync = True  # nothing is known of what there is
             if isinstance(reply, BrokerUnavailableError):
                 return
+            self.record.refuse(str(reply))
             raise reply
+        self.record.accept()
         self._set_clock(reply.now, asked_at)
         self._expect(reply.next_due)
         self._take(reply)

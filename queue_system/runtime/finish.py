@@ -137,6 +137,17 @@ class Outbox:
         calls.extend((self._single(one), [one]) for one in others)
         return calls
 
+    def settle_all(self, parts: Sequence[tuple[Call[Any], Sequence[Settlement]]], replies: Sequence[Any]) -> None:
+        """As `settle`, for the parts that `calls` gave. What fails for one of them is raised after all others."""
+        failed: BaseException | None = None
+        for (_, part), reply in zip(parts, replies, strict=False):
+            try:
+                self.settle(part, reply)
+            except BaseException as error:  # noqa: BLE001  raised below
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
     def settle(self, part: Sequence[Settlement], reply: Any) -> None:
         """Redis has answered the call for `part`, or refused it."""
         if isinstance(reply, BrokerUnavailableError):

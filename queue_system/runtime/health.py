@@ -15,6 +15,14 @@ LOOP_LIMIT: Final = 10.0
 TURN_LIMIT: Final = 30.0
 """Seconds that one round trip of the claim loop may take, its own time limits included."""
 
+PROGRESS_LIMIT: Final = 8.0
+"""Seconds for which work may be seen to be ready for free slots without a claim. It is first seen up to 4 s after the
+claims have ceased, so a worker that stands still is not alive within 13 s.
+"""
+
+CLAIM_LIMIT: Final = 10.0
+"""Seconds since Redis last accepted a claim, though one was due, after which the worker is not ready."""
+
 CONTACT_LIMIT: Final = 15.0
 """Seconds since Redis last answered, after which the worker is not ready. It is asked every third of a lease."""
 
@@ -28,7 +36,11 @@ STOPPED: Final = Health(
 
 @dataclass(frozen=True, slots=True)
 class Signs:
-    """What is looked at. Times in seconds, None where nothing is under way; `abandoned_limit` 0 for all threads."""
+    """What is looked at. Times in seconds, None where nothing is under way; `abandoned_limit` 0 for all threads.
+
+    `stuck_for`: since when work has been seen that the worker could claim, and does not. `claim_accepted`: whether a
+    claim ever was; `claim_refusal`: why the latest was not.
+    """
 
     state: str
     loop_blocked_for: float
@@ -40,6 +52,11 @@ class Signs:
     threads_abandoned: int
     abandoned_limit: int = 0
     callback_threads_abandoned: bool = False
+    tasks_down: tuple[str, ...] = ()
+    stuck_for: float = 0.0
+    claim_accepted: bool = True
+    claim_overdue_for: float = 0.0
+    claim_refusal: str = ""
 
     @property
     def too_many_abandoned(self) -> bool:
@@ -48,15 +65,18 @@ class Signs:
 
 
 def judge(signs: Signs) -> Health:
-    """Alive: the claim loop moves, also while draining. Ready: it may be given work, and can do it."""
+    """Alive: all its loops run, and what is ready is claimed. Ready: it may be given work, and can do it."""
     alive = {
         "event_loop": _limit("blocked", signs.loop_blocked_for, LOOP_LIMIT),
         "loops": f"down: {', '.join(signs.loops_down)}" if signs.loops_down else OK,
+        "tasks": f"down: {', '.join(signs.tasks_down)}" if signs.tasks_down else OK,
         "claim_loop": _limit("in one round trip", signs.turning_for or 0.0, TURN_LIMIT),
+        "progress": _progress(signs),
     }
     ready = {
         "state": OK if signs.state == "running" else signs.state,
         "redis": _redis(signs),
+        "claims": _claims(signs),
         "thread_pool": _pool(signs),
     }
     return Health(_all_ok(alive), _all_ok(alive) and _all_ok(ready), alive, {**alive, **ready})
@@ -70,6 +90,21 @@ def _redis(signs: Signs) -> str:
     if signs.breaker == "open":
         return "the circuit breaker is open"
     return _limit("no answer", signs.without_contact_for, CONTACT_LIMIT)
+
+
+def _progress(signs: Signs) -> str:
+    if signs.stuck_for <= PROGRESS_LIMIT:
+        return OK
+    refused = f" ({signs.claim_refusal})" if signs.claim_refusal else ""
+    return f"work is ready and slots are free, but nothing was claimed for {signs.claim_overdue_for:.1f} s{refused}"
+
+
+def _claims(signs: Signs) -> str:
+    if signs.claim_refusal:
+        return f"claims are refused: {signs.claim_refusal}"
+    if not signs.claim_accepted:
+        return "no claim was accepted yet"
+    return _limit("no claim was accepted", signs.claim_overdue_for, CLAIM_LIMIT)
 
 
 def _pool(signs: Signs) -> str:

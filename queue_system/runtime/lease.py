@@ -6,6 +6,7 @@ So a processor that blocks the event loop does not lose its lease, up to a limit
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -14,6 +15,9 @@ from typing import Any, Final, Protocol
 from queue_system.broker.commands import Commands
 from queue_system.broker.messages import MAX_RENEW, Call
 from queue_system.errors import QueueError
+from queue_system.runtime.incident import describe_refusal
+
+logger = logging.getLogger("queue_system.leases")
 
 RENEWALS_PER_LEASE: Final = 3
 STALL_LIMIT: Final = 60.0
@@ -42,6 +46,7 @@ class LeaseKeeper:
         describe: the heartbeat's fields.
         on_lost: told id and token of each lease that is lost; called in the keeper's thread.
         on_error: told each failure to reach Redis; called in the keeper's thread.
+        on_contact: told each time that Redis has answered; called in the keeper's thread.
         stall_limit: seconds without `beat` after which renewal stops.
     """
 
@@ -55,6 +60,7 @@ class LeaseKeeper:
         describe: Callable[[], dict[str, str]],
         on_lost: Callable[[str, int], None],
         on_error: Callable[[QueueError], None],
+        on_contact: Callable[[], None] = lambda: None,
         stall_limit: float = STALL_LIMIT,
     ) -> None:
         self._connect = connect
@@ -64,12 +70,25 @@ class LeaseKeeper:
         self._describe = describe
         self._on_lost = on_lost
         self._on_error = on_error
+        self._on_contact = on_contact
         self._stall_limit = stall_limit
         self._held: dict[tuple[str, int], None] = {}
         self._beat = time.monotonic()
         self.last_contact = 0.0  # Unix time of Redis's last answer
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._turn_began: float | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def turning_for(self) -> float:
+        """Seconds since the turn began in which the thread is; 0 between two turns."""
+        began = self._turn_began
+        return 0.0 if began is None else max(0.0, time.monotonic() - began)
 
     @property
     def held(self) -> int:
@@ -113,18 +132,32 @@ class LeaseKeeper:
             thread.join()
 
     def _run(self) -> None:
-        broker = self._connect()
+        broker: Broker | None = None
+        while True:
+            self._turn_began = time.monotonic()
+            try:
+                broker = broker or self._connect()
+                self._turn(broker)
+            except BaseException as error:  # noqa: BLE001  whatever it is: without this thread every lease runs out
+                self._tell(error)
+            self._turn_began = None
+            if self._stop.wait(self._lease / RENEWALS_PER_LEASE):
+                break
+        if broker is None:
+            return
         try:
-            while True:
-                try:
-                    self._turn(broker)
-                except Exception as error:  # noqa: BLE001  whatever it is: without this thread every lease runs out
-                    self._on_error(QueueError(f"{type(error).__name__}: {error}"))
-                if self._stop.wait(self._lease / RENEWALS_PER_LEASE):
-                    break
             self._attempt(broker, self._commands.heartbeat(self._worker_id, expiry=0, fields={}))
+        except BaseException as error:  # noqa: BLE001  the stop goes on: the heartbeat expires by itself
+            self._tell(error)
         finally:
             broker.close()
+
+    def _tell(self, error: BaseException) -> None:
+        try:
+            told = describe_refusal(error)
+            self._on_error(QueueError(f"{told.type}: {told.message}"))
+        except BaseException:
+            logger.exception("a failure of the lease thread could not be told")
 
     def _turn(self, broker: Broker) -> None:
         if self.stalled_for < self._stall_limit:
@@ -146,4 +179,5 @@ class LeaseKeeper:
             self._on_error(error)  # the next turn tries again; meanwhile the reaper's grace protects the leases
             return None
         self.last_contact = time.time()
+        self._on_contact()
         return reply

@@ -26,6 +26,7 @@ class Reaper:
         max_crashes: so many workers may die over an operation before it is given up.
         retention: seconds for which what was given up is kept.
         on_quarantine: given each operation that is to be given up, leased to this worker.
+        on_contact: told each time that Redis has answered.
         hooks: told what was taken back.
     """
 
@@ -39,12 +40,14 @@ class Reaper:
         max_crashes: int,
         retention: float,
         on_quarantine: Callable[[Delivery], None],
+        on_contact: Callable[[], None] = lambda: None,
         hooks: Hooks,
     ) -> None:
         self._broker = broker
         self._call = commands.reap(max_crashes=max_crashes, interval=interval, lease=lease, retention=retention)
         self._interval = interval
         self._on_quarantine = on_quarantine
+        self._on_contact = on_contact
         self._hooks = hooks
 
     async def run(self) -> None:
@@ -60,9 +63,16 @@ class Reaper:
     async def reap(self) -> int:
         """Take back what has expired, at most `REAP_LIMIT`; says how many that were."""
         reaped = await self._broker.run(self._call)
+        self._on_contact()
+        failed: BaseException | None = None
         for delivery in reaped.quarantined:
-            self._on_quarantine(delivery)
+            try:
+                self._on_quarantine(delivery)
+            except BaseException as error:  # noqa: BLE001  raised below: the others are leased to this worker, too
+                failed = failed or error
         reclaimed = reaped.returned + len(reaped.quarantined)
         if reclaimed:
             self._hooks.on_event(Reclaimed(reaped.returned, len(reaped.quarantined)))
+        if failed is not None:
+            raise failed
         return reclaimed

@@ -104,8 +104,10 @@ class BlockingRead:
         if self.slots is None:
             return
         back = asyncio.ensure_future(self._back.wait())
-        await self._ring_until(back)
-        back.cancel()
+        try:
+            await self._ring_until(back)
+        finally:
+            back.cancel()
 
     def _arrived(
         self, claim: Call[Claimed], asked_at: float, taken: asyncio.Future[None], pending: asyncio.Future[list[Any]]
@@ -114,18 +116,18 @@ class BlockingRead:
         cancelled, and would send its next read before a processor is called.
         """  # noqa: D205
         self._is_back()
-        hindered: Exception | None
+        hindered: BaseException | None
         try:
             hindered, reply = self._waiter.read_after(claim, pending)
             self._on_reply(reply, asked_at)
-        except Exception as error:  # noqa: BLE001  it is for the task that waits
+        except BaseException as error:  # noqa: BLE001  it is for the task that waits
             hindered = error
         if taken.done():
             return
         if hindered is None:
             taken.set_result(None)
-        else:
-            taken.set_exception(hindered)
+        else:  # a future does not take a StopIteration
+            taken.set_exception(RuntimeError(repr(hindered)) if isinstance(hindered, StopIteration) else hindered)
 
     def _is_back(self) -> None:
         self.slots = self.until = None
@@ -137,6 +139,6 @@ class BlockingRead:
                 await self._broker.run(self.ring())
             except BrokerUnavailableError:
                 return  # nothing can be claimed now either
-            except QueueError as error:  # it ends by itself, after `MAX_BLOCK`
+            except Exception as error:  # noqa: BLE001  whatever it is: it ends by itself, after `MAX_BLOCK`
                 self._hooks.on_event(BrokerError("ring", type(error).__name__))
             await asyncio.wait([pending], timeout=RING_INTERVAL)

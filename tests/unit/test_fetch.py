@@ -7,17 +7,17 @@ from collections import deque
 from types import SimpleNamespace
 
 import pytest
+from fakes import Recorder
 
 from queue_system.broker.commands import Commands
 from queue_system.broker.messages import Call, Claimed
-from queue_system.errors import BrokerUnavailableError
-from queue_system.events import (
-    OperationInfo,
-)
+from queue_system.errors import BrokerReplyError, BrokerUnavailableError
+from queue_system.events import BrokerError, OperationInfo
 from queue_system.hooks import NO_HOOKS
 from queue_system.keys import Keys
 from queue_system.outcome import Success
 from queue_system.runtime import fetch as fetch_module
+from queue_system.runtime.contact import Contact
 from queue_system.runtime.fetch import MAX_TURNS, Fetcher
 from queue_system.runtime.finish import Outbox, Settlement
 from queue_system.runtime.isolation import Isolation
@@ -47,8 +47,13 @@ class SlowBroker:
         calls, answer = self._waiting.popleft()
         answer.set_result([NOTHING if call.name == "claim" else [True] * ((len(call.args) - 3) // 3) for call in calls])
 
-    def fail(self) -> None:
-        self._waiting.popleft()[1].set_exception(BrokerUnavailableError("gone", kind="connection"))
+    def refuse(self) -> None:
+        calls, answer = self._waiting.popleft()
+        replies = [BrokerReplyError("NOPERM") if call.name == "claim" else [True] for call in calls]
+        answer.set_result(replies)
+
+    def fail(self, error: BaseException | None = None) -> None:
+        self._waiting.popleft()[1].set_exception(error or BrokerUnavailableError("gone", kind="connection"))
 
 
 class Rig:
@@ -79,7 +84,7 @@ class Rig:
             on_late=lambda _: None,
             isolation=Isolation(lambda _: None, patience=10.0),
             hooks=NO_HOOKS,
-            breaker=CircuitBreaker("redis"),
+            contact=Contact(CircuitBreaker("redis")),
             lease=10.0,
             retention=60.0,
         )
@@ -298,3 +303,73 @@ def test_the_clock_of_redis_goes_back_only_when_it_was_set_back(monkeypatch, rep
     for asked_at, clock.now, told in replies:
         fetcher._set_clock(told, asked_at)
     assert fetcher.server_time() - clock.now == pytest.approx(ahead, abs=0.0011)
+
+
+async def test_a_refused_claim_is_told_and_made_again_and_its_outcomes_are_settled(rig):
+    rig.slots = Slots(2, 0)
+    rig.fetcher._hooks = hooks = Recorder()
+    rig.fetcher.record.accept()
+    rig.run()
+    await settle()
+    for _ in range(3):
+        rig.broker.refuse()
+        before = len(rig.sent())
+        await until(lambda before=before: len(rig.sent()) > before)
+    assert hooks.of(BrokerError) == [BrokerError("claim", "refused", "NOPERM")] * 3
+    assert rig.fetcher.record.refusal == "NOPERM"
+    rig.broker.answer()
+    await settle()
+    assert rig.fetcher.record.refusal == ""
+    rig.put("a", "b")
+    await settle()
+    rig.broker.refuse()
+    await settle()
+    assert rig.settled == [("a", 1), ("b", 1)]
+
+
+@pytest.mark.parametrize("error", [LookupError("ours"), BaseExceptionGroup("two", [SystemExit()]), None], ids=repr)
+async def test_without_an_answer_outcomes_go_again_whatever_happened(rig, error):
+    rig.put("a")
+    turn = asyncio.create_task(rig.fetcher.turn())
+    await settle()
+    assert len(rig.outbox) == 0
+    turn.cancel() if error is None else rig.broker.fail(error)
+    await asyncio.wait([turn])
+    assert turn.cancelled() if error is None else turn.exception() is error
+    (again,) = rig.outbox.take()
+    assert (again.key, again.again) == (("a", 1), True)
+    assert rig.fetcher._wants(Slots(1, 0))
+
+
+async def test_what_cannot_be_made_a_call_is_not_lost(rig):
+    def calls(_):
+        raise LookupError
+
+    rig.put("a")
+    rig.outbox.calls = calls
+    with pytest.raises(LookupError):
+        await rig.fetcher.turn()
+    (again,) = rig.outbox.take()
+    assert (again.key, again.again) == (("a", 1), False)
+
+
+async def test_outcomes_that_cannot_be_settled_hinder_no_claim(rig):
+    def fail(*_):
+        raise LookupError("a listener")
+
+    rig.put("a")
+    rig.outbox.settle_all = fail
+    turn = asyncio.create_task(rig.fetcher.turn())
+    await settle()
+    rig.broker.answer()
+    with pytest.raises(LookupError):
+        await turn
+    assert rig.fetcher.record.accepted
+
+
+async def test_an_error_of_ours_in_a_turn_is_on_record(rig):
+    rig.run()
+    await settle()
+    rig.broker.fail(LookupError("ours"))
+    await settle()
+    assert rig.fetcher.record.refusal == "LookupError: ours"

@@ -271,3 +271,17 @@ def test_an_error_is_kept_as_json():
         "message": "no",
         "traceback": "Traceback",
     }
+
+
+def test_an_outcome_that_cannot_be_settled_hinders_no_other():
+    box = Box()
+    parts = box.outbox.calls([settlement(Success(None), "a"), settlement(Requeue(), "b"), settlement(Requeue(), "c")])
+
+    def tell(event):
+        if event.operation.operation_id != "c":
+            raise SystemExit(event.operation.operation_id)
+
+    box.hooks.on_event = tell
+    with pytest.raises(SystemExit, match=r"^a$"):
+        box.outbox.settle_all(parts, [[True], True, True, "the reply of a claim"])
+    assert box.settled == [("a", 7), ("b", 7), ("c", 7)]

@@ -203,3 +203,74 @@ async def test_start_may_be_repeated(make_keeper, redis):
     keeper.start()
     await turns(redis, 1)
     assert len([thread for thread in threading.enumerate() if thread.name == "queue-system-leases"]) == 1
+
+
+@pytest.mark.parametrize("error", [LookupError("ours"), SystemExit(3), KeyboardInterrupt()], ids=repr)
+async def test_nothing_ends_the_thread_but_stop(make_keeper, redis, error):
+    connects = []
+
+    def describe():
+        if len(redis.renewed()) < 3:
+            raise error
+        return {}
+
+    def connect():
+        connects.append(None)
+        if len(connects) < 3:
+            raise error
+        return redis
+
+    keeper, told = make_keeper(describe=describe)
+    keeper._connect = connect
+    assert not keeper.alive
+    keeper.add([("a", 1)])
+    keeper.start()
+    await until(lambda: redis.named("heartbeat"))
+    assert keeper.alive
+    assert len(connects) == 3
+    assert len(redis.renewed()) >= 3  # they were renewed all the same
+    message = str(error)
+    assert [str(one) for one in told["errors"]] == [f"{type(error).__name__}: {message}"] * 4
+    keeper.stop()
+    assert not keeper.alive
+
+
+async def test_a_failure_that_cannot_be_told_does_not_end_it_either(make_keeper, redis):
+    keeper, _ = make_keeper()
+
+    def tell(_):
+        raise SystemExit("a listener")
+
+    keeper._on_error = tell
+    redis.down = True
+    keeper.start()
+    await until(lambda: len(redis.calls) >= 3)
+    assert keeper.alive
+
+
+async def test_each_answer_is_a_contact(make_keeper, redis):
+    contacts = []
+    keeper, told = make_keeper(on_contact=lambda: contacts.append(len(redis.calls)))
+    redis.down = True
+    keeper.start()
+    await until(lambda: told["errors"])
+    assert contacts == []
+    redis.down = False
+    await until(lambda: contacts)
+
+
+async def test_a_turn_that_does_not_end_is_seen(make_keeper, redis):
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hang(_):
+        inside.set()
+        go_on.wait(20)
+
+    redis.before_reply = hang
+    keeper, _ = make_keeper(lease=300)
+    assert keeper.turning_for == 0.0
+    keeper.start()
+    await until(inside.is_set)
+    await until(lambda: keeper.turning_for > 0.01)
+    go_on.set()
+    await until(lambda: keeper.turning_for == 0.0)

@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +34,8 @@ EVENTS = [
     events.Reclaimed(2, 1),
     events.WorkerTaskFailed("fetch", "KeyError: 1"),
     events.BrokerError("claim", "timeout"),
+    events.BrokerError("claim", "refused", "NOPERM"),
+    events.BrokerBack(6.04),
     events.BreakerChanged("redis", "open"),
     *(events.WorkerChanged("w", state) for state in ("starting", "running", "draining", "stopped")),
     *(events.AttemptStarted(info, 0.5) for info in (INFO, CALLBACK)),
@@ -316,3 +319,23 @@ def test_the_form_fits_where_it_is_written(log_format: str, stream: type[io.Stri
 def test_what_is_not_known_is_refused(log_format: str, level: str) -> None:
     with restored("queue_system.test.bad"), pytest.raises(ConfigurationError, match="use "):
         configure_logging(log_format, level, name="queue_system.test.bad")
+
+
+def test_the_same_refusal_is_told_every_ten_seconds(monkeypatch, caplog):
+    clock = SimpleNamespace(now=50.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(telemetry.logging, "time", clock)
+    listener = LogListener(get_logger(logging.getLogger("queue_system.test.refusals")))
+    told = []
+    for seconds, operation, reason in [
+        (0.0, "claim", "NOPERM"),
+        (0.0, "wait", "NOPERM"),
+        (9.9, "claim", "NOPERM"),
+        (0.1, "claim", "NOPERM"),
+        (1.0, "claim", "WRONGTYPE"),
+        (1.0, "claim", "WRONGTYPE"),
+    ]:
+        clock.now += seconds
+        caplog.clear()
+        listener.on_event(events.BrokerError(operation, "refused", reason))
+        told.append(len(caplog.records))
+    assert told == [1, 1, 0, 1, 1, 0]

@@ -5,18 +5,21 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from fakes import Recorder
 
 from queue_system.broker.commands import Commands
 from queue_system.broker.messages import Claimed, Delivery, ReadyQueue
 from queue_system.errors import BrokerReplyError, BrokerUnavailableError
-from queue_system.events import BrokerError, OperationInfo
+from queue_system.events import BrokerCall, BrokerError, OperationInfo
 from queue_system.hooks import NO_HOOKS
 from queue_system.keys import Keys
 from queue_system.outcome import ErrorInfo, Retry, Success
 from queue_system.runtime import fetch as fetch_module
+from queue_system.runtime.contact import Contact
 from queue_system.runtime.fetch import Fetcher
 from queue_system.runtime.finish import Outbox, Settlement
 from queue_system.runtime.isolation import Isolation
+from queue_system.runtime.loops import SupervisedLoop
 from queue_system.runtime.waiting import Slots
 from queue_system.utils import CircuitBreaker
 from support import until
@@ -93,7 +96,7 @@ class Rig:
             on_late=lambda found: self.late.extend(delivery.operation_id for delivery in found),
             isolation=Isolation(lambda _: None, patience=10.0),
             hooks=NO_HOOKS,
-            breaker=CircuitBreaker("redis"),
+            contact=Contact(CircuitBreaker("redis")),
             lease=10.0,
             retention=60.0,
         )
@@ -252,11 +255,43 @@ async def test_a_blocking_read_that_is_not_back_in_time_stands_still(rig, monkey
     assert 27 < rig.fetcher.turning_for < 29
 
 
-async def test_a_blocking_read_that_is_refused_is_told_once_what_was_claimed_is_taken(rig):
+async def test_a_blocking_read_that_is_refused_is_told_and_what_was_claimed_is_taken(rig, monkeypatch):
+    monkeypatch.setattr(fetch_module, "FUTILE_PAUSE", 0.0)
+    before, hooks = len(rig.redis.asked), Recorder()
+    rig.fetcher._hooks = hooks
     rig.redis.woken.put_nowait((BrokerReplyError("WRONGTYPE"), claimed("a")))
-    with pytest.raises(BrokerReplyError):
-        await rig.tasks[1]
+    await rig.blocked(2)
     assert rig.taken == ["a"]
+    assert hooks.events == [BrokerError("wait", "refused", "WRONGTYPE"), *hooks.of(BrokerCall)]
+    assert rig.redis.asked[before:] == ["claim"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BrokerReplyError("NOPERM"), asyncio.CancelledError(), SystemExit(), StopIteration(), LookupError()],
+    ids=repr,
+)
+async def test_whatever_ends_a_blocking_read_a_turn_looks_again(rig, monkeypatch, error):
+    def read_after(*_):
+        raise error
+
+    monkeypatch.setattr(fetch_module, "FUTILE_PAUSE", 0.0)
+    loop = SupervisedLoop("wait", rig.fetcher.wait_for_work, lambda *_: None)
+    rig.redis.on_ring = lambda: rig.redis.woken.put_nowait(claimed())
+    rig.tasks[1].cancel()
+    await asyncio.wait([rig.tasks[1]])
+    rig.fetcher._look_again()
+    loop.start()
+    await rig.blocked(2)
+    before, usual = len(rig.redis.asked), rig.redis.read_after
+    monkeypatch.setattr(rig.redis, "read_after", read_after)
+    rig.redis.turns = [claimed("found")]
+    rig.redis.woken.put_nowait(claimed())
+    await until(lambda: len(rig.redis.asked) > before)
+    monkeypatch.setattr(rig.redis, "read_after", usual)
+    await rig.blocked(3)
+    assert rig.taken == ["found"]
+    await loop.stop()
 
 
 async def test_what_comes_while_a_suspect_runs_alone_is_given_back(rig):
