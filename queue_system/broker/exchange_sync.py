@@ -11,8 +11,6 @@ from __future__ import annotations
 import inspect
 import os
 import select
-import socket
-import struct
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -136,7 +134,7 @@ class DirectExchange:
         places = self._places.take_all()
         for kept in places:  # the parent's, too: its pool knows what to do with them after a fork
             if kept is not None:
-                kept.give_back(self._pool)
+                self._pool.release(kept.connection)
         if self._process == os.getpid():
             for _ in places:
                 self._places.put(None)
@@ -156,7 +154,7 @@ class DirectExchange:
         made_at = self._outdated  # before it is made: what is found out meanwhile is true of it, too
         try:
             if kept is not None:
-                kept.give_back(self._pool)
+                self._pool.release(kept.connection)
             return _Kept(self._get(), made_at)
         except BaseException:
             self._places.put(None)
@@ -191,7 +189,7 @@ def _packed(commands: Sequence[Command]) -> bytes:
 class _Kept:
     """A connection that is checked out of the pool, and what tells whether it may be used without asking the pool."""
 
-    __slots__ = ("_fresh_until", "_limit", "_poll", "connection", "exchange", "made_at")
+    __slots__ = ("_fresh_until", "_poll", "connection", "exchange", "made_at")
 
     def __init__(self, connection: Any, made_at: int = 0) -> None:
         self.connection = connection
@@ -199,20 +197,11 @@ class _Kept:
         wire = _wire_of(connection)
         self.exchange: _Exchanging = partial(_exchange_by_methods, connection) if wire is None else wire.exchange
         self._poll = _poll_of(connection)
-        # Not where redis-py reads: it takes the kernel's word for another error.
-        self._limit = None if wire is None else _limit_by_kernel(connection._sock)  # noqa: SLF001  as in `_Wire`
         self._fresh_until = time.monotonic() + FRESH_FOR
 
     def is_fresh(self) -> bool:
         """Whether the pool has looked at it lately, and there is nothing to read: that may be its end."""
         return self._poll is not None and not self._poll(0) and time.monotonic() < self._fresh_until
-
-    def give_back(self, pool: Any) -> None:
-        """Let the pool have it, as it was."""
-        sock = getattr(self.connection, "_sock", None)  # None after a disconnection
-        if self._limit is not None and sock is not None:
-            sock.settimeout(self._limit)
-        pool.release(self.connection)
 
 
 def _wire_of(connection: Any) -> _Wire | None:
@@ -239,7 +228,8 @@ class _Wire:
     """The socket of a connection, and the reader that redis-py has made for it.
 
     Args:
-        connection: of redis-py's, connected; its socket blocks, with its own time limit.
+        connection: of redis-py's, connected. Its socket has a time limit of its own, which is Python's to watch, or
+            that of gevent or eventlet: they know nothing of one that is set in the kernel.
     """
 
     __slots__ = ("_feed", "_gets", "_incomplete", "_pushed", "_receive", "_send")
@@ -276,31 +266,11 @@ class _Wire:
                         raise reply
                     else:
                         self._pushed(reply)
-        except (TimeoutError, BlockingIOError) as error:  # the latter when the kernel has watched
+        except TimeoutError as error:
             raise rex.TimeoutError("Timeout reading from socket") from error
         except OSError as error:
             raise rex.ConnectionError(f"Error while talking to the server: {error}") from error
         return replies
-
-
-def _limit_by_kernel(sock: Any) -> float | None:
-    """Let the kernel watch over the time limit of a socket; Python does so with a system call more each time.
-
-    Returns:
-        The limit, in seconds, which is to be set again when others use the socket; None where all was left as it is.
-    """
-    limit: float | None = sock.gettimeout() if type(sock) is socket.socket and os.name == "posix" else None
-    if not limit:
-        return None
-    microseconds = max(1, round(limit * 1e6))
-    timeval = struct.pack("@ll", *divmod(microseconds, 1_000_000))
-    try:
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            sock.setsockopt(socket.SOL_SOCKET, option, timeval)
-    except OSError:  # a platform whose timeval is another one: Python goes on to watch
-        return None
-    sock.settimeout(None)
-    return limit
 
 
 def _passed_over(push: Any) -> None:

@@ -250,44 +250,12 @@ def test_no_answer_in_time_is_told_as_by_redis_py(server):
         server.ask()
 
 
-def test_the_kernel_watches_over_the_time_until_the_pool_has_it_back(server):
+def test_the_time_limit_is_left_to_the_socket(server):
+    """gevent and eventlet have sockets of their own, on which a limit that is set in the kernel has no effect."""
     own = server.connection._sock
-    assert own.gettimeout() is None
-    pool = Pool()
-    server.kept.give_back(pool)
     assert own.gettimeout() == 0.05
-    assert pool.released == [server.connection]
-
-
-def test_where_redis_py_reads_python_goes_on_to_watch(server):
-    own = server.connection._sock
-    own.settimeout(3.0)
-    server.connection._parser._reader = object()  # no hiredis
-    exchange_sync._Kept(server.connection)
-    assert own.gettimeout() == 3.0
-
-
-def test_a_socket_without_a_limit_and_one_of_another_class_are_left_as_they_are():
-    class Wrapped(socket.socket):
-        """As that of TLS."""
-
-    own, other = socket.socketpair()
-    wrapped = Wrapped(fileno=other.detach())
-    with own, wrapped:
-        assert exchange_sync._limit_by_kernel(own) is None
-        wrapped.settimeout(3.0)
-        assert exchange_sync._limit_by_kernel(wrapped) is None
-        assert wrapped.gettimeout() == 3.0
-
-
-def test_where_the_kernel_cannot_watch_python_goes_on_to(monkeypatch):
-    own, other = socket.socketpair()
-    no_timeval = SimpleNamespace(pack=lambda *_: b"?")
-    monkeypatch.setattr(exchange_sync, "struct", no_timeval)
-    with own, other:
-        own.settimeout(3.0)
-        assert exchange_sync._limit_by_kernel(own) is None
-        assert own.gettimeout() == 3.0
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        assert own.getsockopt(socket.SOL_SOCKET, option, 16) == bytes(16)
 
 
 def test_the_end_of_a_connection_is_told_as_by_redis_py(server):
