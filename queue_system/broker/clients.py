@@ -59,29 +59,36 @@ class UrlClients:
     def __init__(self, url: str) -> None:
         check_url(url)
         self._url = url
-        self._real_url: str | None = None
+        self._embedded = urlsplit(url).scheme == "embedded"
         self.address = hide_password(url)
 
     def sync(self, *, timeout: float) -> redis.Redis:
         """See `ClientFactory`."""
-        client = redis.Redis.from_url(self._resolved(), retry=Retry(NoBackoff(), 0))
+        client = redis.Redis.from_url(self._real_url(), retry=Retry(NoBackoff(), 0), **self._own_class("sync"))
         client.connection_pool.connection_kwargs.update(self._options(timeout))
         return client
 
     def aio(self, *, timeout: float) -> aioredis.Redis:
         """See `ClientFactory`."""
-        client = aioredis.Redis.from_url(self._resolved(), retry=AsyncRetry(NoBackoff(), 0))
+        client = aioredis.Redis.from_url(self._real_url(), retry=AsyncRetry(NoBackoff(), 0), **self._own_class("aio"))
         client.connection_pool.connection_kwargs.update(self._options(timeout))
         return client
 
     def _options(self, timeout: float) -> dict[str, Any]:
         # Not handed to from_url, where the URL's query would win over them.
-        return _options(timeout, tcp=not self._resolved().startswith("unix:"))
+        return _options(timeout, tcp=urlsplit(self._url).scheme != "unix")
 
-    def _resolved(self) -> str:
-        if self._real_url is None:
-            self._real_url = _start_embedded(self._url) if self._url.startswith("embedded:") else self._url
-        return self._real_url
+    def _real_url(self) -> str:
+        return _start_embedded(self._url) if self._embedded else self._url
+
+    def _own_class(self, side: str) -> dict[str, Any]:
+        """That of connections to an embedded server: when its owner ends, it is another's, on another port."""
+        if not self._embedded:
+            return {}
+        from queue_system.broker import lookup  # noqa: PLC0415  only who uses it pays for it
+
+        connection_class = lookup.LookupConnection if side == "sync" else lookup.AsyncLookupConnection
+        return {"connection_class": connection_class, "lookup": self._real_url}
 
 
 class SettingsClients:
