@@ -48,7 +48,7 @@ class Operation(TypedDict):
     crashes: NotRequired[int]  # earlier claims whose worker died
     exhaustions: NotRequired[int]  # earlier claims that found no free thread
     claimed_at: NotRequired[float]  # seconds, clock of Redis
-    first_attempt_time: NotRequired[float]  # seconds, clock of Redis
+    first_attempt_time: NotRequired[float]  # seconds, clock of Redis: the first call of its processor, if there was one
     accepted_at: NotRequired[float]  # seconds, clock of Redis: when it was enqueued
     previous_trace: NotRequired[str]  # traceparent of the last attempt
     ready_at: NotRequired[float]  # seconds, clock of Redis: when it became due

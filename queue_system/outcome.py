@@ -91,7 +91,8 @@ def decide(item: Operation, retry: QueueRetryConfig, cause: str, error: ErrorInf
     """What follows an attempt that ended badly.
 
     Args:
-        item: the operation as claimed; ``attempts`` and ``first_attempt_time`` are read.
+        item: the operation as claimed; ``attempts`` and ``first_attempt_time`` are read. Without the latter its
+            processor was never called: the total time does not run yet.
         retry: its schedule.
         cause: ``error``, ``timeout``, ``cancelled``, ``thread_pool_exhausted`` or ``internal_error``.
         error: what is kept about it.
@@ -104,7 +105,8 @@ def decide(item: Operation, retry: QueueRetryConfig, cause: str, error: ErrorInf
     exhausted = cause == POOL_EXHAUSTED
     schedule = EXHAUSTION_BACKOFF if exhausted else retry
     delay = schedule.get_delay_for_attempt(item.get("exhaustions", 0) + 1 if exhausted else attempt)
-    if retry.would_exceed_timeout(item.get("first_attempt_time", now), now + delay):
+    first_called = item.get("first_attempt_time")
+    if first_called is not None and retry.would_exceed_timeout(first_called, now + delay):
         return Failure(TOTAL_TIMEOUT, error, cause)
     return Retry(delay, cause, error)
 
@@ -117,5 +119,5 @@ def decide_unknown(item: Operation, error: ErrorInfo) -> Requeue | Failure:
 
 
 def total_timeout_exceeded(item: Operation, retry: QueueRetryConfig, now: float) -> bool:
-    """Whether the total time was over before this attempt could start."""
+    """Whether the total time, which runs from the first call of the processor, was over before this attempt."""
     return retry.would_exceed_timeout(item.get("first_attempt_time", now), now)

@@ -32,7 +32,8 @@ class QueueRetryConfig:
     Args:
         max_attempts: 1 to 1,000 runs in total.
         delays: seconds before each retry, each 0 or more; None for exponential ones (base 2 from 1 s to 60 s).
-        timeout: seconds from the start of the first attempt after which no retry may start; None for no limit.
+        timeout: seconds from the first call of the processor after which no retry may start, more than 0; None for no
+            limit. While it waits, also for a thread, it does not run.
         jitter: fraction of each delay that is random, 0 to 1; None for the default of the kind.
         rng: returns a float in [0, 1); `random.random` by default.
 
@@ -52,7 +53,7 @@ class QueueRetryConfig:
         rng: Callable[[], float] = random.random,
     ) -> None:
         self.max_attempts = _check_attempts(max_attempts)
-        self.timeout = None if timeout is None else check_seconds("timeout", timeout, zero=True)
+        self.timeout = None if timeout is None else _check_timeout(timeout)
         default_jitter = _FULL_JITTER if delays is None else _SLIGHT_JITTER
         self.jitter = _check_jitter(default_jitter if jitter is None else jitter)
         self.delays = self._generate_exponential_delays() if delays is None else _check_delays(delays)
@@ -88,17 +89,17 @@ class QueueRetryConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> QueueRetryConfig:
         """The inverse of `to_dict`. Unknown keys are ignored, so that a newer producer may add some.
 
+        A timeout of 0, which older producers could write, is read as what it says: one attempt, and no retry.
+
         Raises:
             ConfigurationError: not a mapping, or a value out of its range.
         """
         if not isinstance(data, Mapping):
             raise ConfigurationError(f"a retry configuration is a mapping, not {type(data).__name__}")
-        return cls(
-            data.get("max_attempts", 5),
-            data.get("delays"),
-            data.get("timeout"),
-            jitter=data.get("jitter"),
-        )
+        max_attempts, timeout = data.get("max_attempts", 5), data.get("timeout")
+        if isinstance(timeout, int | float) and timeout == 0 and not isinstance(timeout, bool):
+            max_attempts, timeout = 1, None
+        return cls(max_attempts, data.get("delays"), timeout, jitter=data.get("jitter"))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form: ``{"max_attempts", "delays", "timeout", "jitter"}``."""
@@ -154,6 +155,15 @@ def _exponential(base: float, min_delay: float, max_delay: float, max_attempts: 
 
 def _check_attempts(value: object) -> int:
     return check_count("max_attempts", value, most=MAX_ATTEMPTS_LIMIT)
+
+
+def _check_timeout(value: object) -> float:
+    seconds = check_seconds("timeout", value, zero=True)
+    if seconds == 0:
+        raise ConfigurationError(
+            "timeout must be more than 0 seconds, got 0: no retry at all is max_attempts=1, no limit is timeout=None"
+        )
+    return seconds
 
 
 def _check_jitter(value: object) -> float:

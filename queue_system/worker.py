@@ -313,9 +313,16 @@ class QueueWorker:
         """Understand an item, find its processor, and dispatch it to the event loop or to the thread pool."""
         claim, redis = self._holding[worker_id], self._engine.outbox
         item: Operation | None = None
+        attempt: Attempt | None = None
         try:
             item = self._decode(claim.delivery, queue, item_data)
-            return await self._see_through(item, claim, queue, worker_id)
+            function = self._function_for(item)
+            attempt = self._engine.attempts.open(item, claim, is_async=self._runs_on_loop(item, function))
+            if function is None:
+                return self._finish(attempt, decide_unknown(item, _unknown(item)))
+            if total_timeout_exceeded(item, attempt.retry, attempt.started_at):
+                return await self._handle_timeout_exceeded(item, item["entity"], item["operation_id"], redis)
+            return await self._dispatch(attempt, function, queue, worker_id)
         except NewerSchemaError as error:
             return self._put_back_newer(claim, error)
         except (DecodeError, ImportRefusedError) as error:
@@ -327,20 +334,8 @@ class QueueWorker:
             raise
         except BaseException as error:  # noqa: BLE001  a step of ours: without an outcome its lease would run out
             return self._fail_internally(claim, item, error)
-
-    async def _see_through(self, item: Operation, claim: Claim, queue: bytes, worker_id: int) -> bool:
-        function = self._function_for(item)
-        attempt = self._engine.attempts.open(item, claim, is_async=self._runs_on_loop(item, function))
-        try:
-            if function is None:
-                return self._finish(attempt, decide_unknown(item, _unknown(item)))
-            if total_timeout_exceeded(item, attempt.retry, attempt.started_at):
-                return await self._handle_timeout_exceeded(
-                    item, item["entity"], item["operation_id"], self._engine.outbox
-                )
-            return await self._dispatch(attempt, function, queue, worker_id)
         finally:
-            if not claim.handed_over:
+            if attempt is not None and not claim.handed_over:
                 self._engine.attempts.close(attempt)
 
     def _fail_internally(self, claim: Claim, item: Operation | None, error: BaseException) -> bool:
@@ -377,11 +372,14 @@ class QueueWorker:
         return None if found is None else found.function
 
     def _calculate_effective_timeout(self, item: Operation) -> float:
-        """Seconds for an attempt: the operation's own or `work_timeout`, but no more than its total time leaves."""
+        """Seconds for an attempt: the operation's own or `work_timeout`, but no more than its total time leaves.
+
+        The total time runs from the first call of the processor.
+        """
         own = item.get("timeout")
         timeout = self.work_timeout if own is None else own
         total: float | None = (item.get("retry_config") or {}).get("timeout")
-        if total is None:
+        if not total:  # 0 is that of an older producer, see `QueueRetryConfig.from_dict`
             return timeout
         now = self._engine.fetcher.server_time()
         return max(0.001, min(timeout, item.get("first_attempt_time", now) + total - now))
@@ -501,7 +499,7 @@ class QueueWorker:
         entity, operation_id = item["entity"], item["operation_id"]
         timeout = self._calculate_effective_timeout(item)
         with attempt.within(self._hooks):
-            attempt.called = True
+            attempt.call()
             self._hooks.on_event(attempt.started_event)
             try:
                 result = await await_processor(function, attempt, timeout, self.config.logger, self._engine.deadlines)
@@ -561,6 +559,7 @@ class QueueWorker:
         attempt.thread = threading.get_ident()
         self._engine.pool.expect(self._engine.limit_of(attempt))
         attempt.begin(self._engine.fetcher.server_time())
+        attempt.call()
         self._hooks.on_event(PoolStarted(attempt.started - attempt.submitted))
         self._hooks.on_event(attempt.started_event)
         return call_in_thread(function, attempt, self.config.logger)
@@ -647,7 +646,8 @@ class QueueWorker:
         item["ready_at"] = delivery.ready_at
         item["accepted_at"] = delivery.accepted_at
         item["previous_trace"] = delivery.previous_trace
-        item["first_attempt_time"] = delivery.first_attempt_time
+        if delivery.first_attempt_time > 0:
+            item["first_attempt_time"] = delivery.first_attempt_time
         return item
 
     def _function_for(self, item: Operation) -> Callable[..., Any] | None:

@@ -214,8 +214,12 @@ class Commands:
         record: bytes,
         again: bool,
         trace: str = "",
+        first_called: float = 0.0,
     ) -> Call[bool]:
-        """End an attempt and schedule the next; false when the token is stale."""
+        """End an attempt and schedule the next; false when the token is stale.
+
+        `first_called` is when its processor was first called, in seconds on the clock of Redis; 0 when it never was.
+        """
         keys = self.keys
         return Call(
             "retry",
@@ -230,6 +234,7 @@ class Commands:
                 record,
                 int(again),
                 trace,
+                _ms(first_called),
             ],
             bool,
         )
@@ -276,13 +281,15 @@ class Commands:
             bool,
         )
 
-    def release(self, operation_id: str, token: int, *, delay: float = 0.0, reason: str = "released") -> Call[bool]:
-        """Give an operation back without burning an attempt; false when the token is stale."""
+    def release(
+        self, operation_id: str, token: int, *, delay: float = 0.0, reason: str = "released", first_called: float = 0.0
+    ) -> Call[bool]:
+        """Give an operation back without burning an attempt; false when the token is stale. See `retry`."""
         keys = self.keys
         return Call(
             "release",
             (keys.leases, keys.delayed, keys.registry),
-            [keys.prefix, to_id(operation_id), token, reason, _ms(delay)],
+            [keys.prefix, to_id(operation_id), token, reason, _ms(delay), _ms(first_called)],
             bool,
         )
 

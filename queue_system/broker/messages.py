@@ -90,7 +90,7 @@ class Delivery(msgspec.Struct, gc=False):
     attempts: int
     crashes: int
     exhaustions: int
-    first_attempt_time: float
+    first_attempt_time: float  # when its processor was first called; 0 when it never was
     ready_at: float
     accepted_at: float
     claimed_at: float

@@ -84,7 +84,7 @@ def deliveries(flat: Any, ready: tuple[str, ...], now: float) -> list[Delivery]:
             whole(attempts) if attempts else 0,
             whole(crashes) if crashes else 0,
             whole(exhaustions) if exhaustions else 0,
-            whole(first, now_ms) / 1000,
+            whole(first) / 1000 if first else 0.0,
             due_at := whole(due, now_ms) / 1000,
             due_at if accepted_at == due else whole(accepted_at, now_ms) / 1000,
             now,

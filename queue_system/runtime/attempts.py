@@ -67,16 +67,20 @@ class Attempt:
         self.cancels = 0
         self.thread = 0
         self.on_loop = info.is_async
+        self.called = False
         self.begin(now)
         self.submitted = self.started
-        self.called = False
 
     def begin(self, now: float) -> None:
-        """The processor is called now; `now` is on the clock of Redis."""
+        """The attempt begins now; `now` is on the clock of Redis."""
         self.started = time.monotonic()
         self.started_at = now
         self.wait = max(0.0, now - self.item.get("ready_at", now))
         self.started_event = AttemptStarted(self.info, self.wait)
+
+    def call(self) -> None:
+        """The processor is called now. The total time runs from the first time that it is."""
+        self.item.setdefault("first_attempt_time", self.started_at)
         self.called = True  # last: the event loop asks for how long it has been, from another thread
 
     def cancel(self, reason: str) -> None:
@@ -283,6 +287,7 @@ class Attempts:
                 signer=self._signer,
             ),
             age=age,
+            first_called=attempt.item.get("first_attempt_time", 0.0),
         )
 
     def _tell(self, attempt: Attempt, outcome: Outcome) -> None:

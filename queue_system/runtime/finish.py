@@ -41,7 +41,8 @@ class Settlement(msgspec.Struct, gc=False):
     """An outcome on its way to Redis.
 
     `key` is the operation's id and the fencing token of its claim; `record` the attempt's entry in the operation's
-    history, JSON; `trace` its traceparent; `age` the seconds since the operation was accepted.
+    history, JSON; `trace` its traceparent; `age` the seconds since the operation was accepted; `first_called` when its
+    processor was first called, on the clock of Redis, 0 when it never was.
     """
 
     key: tuple[str, int]
@@ -52,6 +53,7 @@ class Settlement(msgspec.Struct, gc=False):
     callback: Callback | None = None
     age: float = 0.0
     again: bool = False
+    first_called: float = 0.0
 
     @property
     def operation_id(self) -> str:
@@ -175,6 +177,7 @@ class Outbox:
                 record=one.record,
                 trace=one.trace,
                 again=one.again,
+                first_called=one.first_called,
             )
         if isinstance(outcome, Failure | Reject):
             rejected = isinstance(outcome, Reject)
@@ -191,7 +194,13 @@ class Outbox:
                 again=one.again,
             )
         requeue = outcome if isinstance(outcome, Requeue) else Requeue()
-        return self._commands.release(one.operation_id, one.token, delay=requeue.delay, reason=requeue.reason)
+        return self._commands.release(
+            one.operation_id,
+            one.token,
+            delay=requeue.delay,
+            reason=requeue.reason,
+            first_called=one.first_called,
+        )
 
 
 def encode_error(reason: str, error: ErrorInfo) -> bytes:

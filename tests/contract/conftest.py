@@ -195,8 +195,8 @@ class Rig:
         }
         return self.run(self.commands.fail(delivery.operation_id, delivery.token, **{**defaults, **options}))
 
-    def release(self, delivery: Delivery, delay: float = 0.0) -> bool:
-        return self.run(self.commands.release(delivery.operation_id, delivery.token, delay=delay))
+    def release(self, delivery: Delivery, delay: float = 0.0, **options: Any) -> bool:
+        return self.run(self.commands.release(delivery.operation_id, delivery.token, delay=delay, **options))
 
     def renew(self, *deliveries: Delivery, lease: float = 10.0) -> list[str]:
         return self.run(self.commands.renew([(one.operation_id, one.token) for one in deliveries], lease))

@@ -191,7 +191,29 @@ def test_a_retry_is_delayed_with_its_attempt_counted(rig):
     rig.make_due("a")
     again = rig.one()
     assert (again.attempts, again.exhaustions, again.deliveries) == (1, 0, 2)
-    assert again.first_attempt_time == delivery.first_attempt_time
+    assert again.first_attempt_time == 0.0
+
+
+@pytest.mark.parametrize("delay", [0.0, 30.0])
+@pytest.mark.parametrize("way", ["retry", "release"])
+def test_when_its_processor_was_first_called_is_kept(rig, way, delay):
+    back = getattr(rig, way)
+    assert back(rig.held("a"), delay=delay)
+    rig.make_due("a")
+    assert back(rig.one(), delay=delay, first_called=1234.567)
+    rig.make_due("a")
+    again = rig.one()
+    assert again.first_attempt_time == 1234.567
+    assert rig.fields("a")["fa"] == "1234567"
+    assert back(again, delay=delay)  # by a worker that did not call it: that says nothing new
+    rig.make_due("a")
+    assert rig.one().first_attempt_time == 1234.567
+
+
+def test_what_a_dead_worker_held_may_never_have_been_called(rig):
+    rig.expire_leases(rig.held("a"))
+    rig.reap()
+    assert rig.one().first_attempt_time == 0.0
 
 
 def test_exhaustions_are_counted_apart(rig):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 
 import pytest
-from scaffold import add, given_up, leased, named
+from scaffold import add, given_up, leased, named, redis_of, stored
 
 from queue_system import QueueManager, QueueRetryConfig
 from queue_system.failures import FailureStore
@@ -143,6 +144,57 @@ async def test_the_total_time_bounds_all_attempts(config):
     assert entry.reason == "total_timeout"
     assert entry.error_type == "ValueError"  # the last error is kept
     assert entry.attempts == len(calls)
+
+
+async def test_the_total_time_does_not_run_before_the_first_call(config):
+    """A thread that is busy for longer than the total time, then a retry that is well within it."""
+    calls: list[int] = []
+    gate = threading.Event()
+
+    def holds(entity):
+        gate.wait(60)
+
+    def fails_once(entity, context):
+        calls.append(context.attempt)
+        if len(calls) == 1:
+            raise ValueError("no")
+
+    add(config, holds, fails_once)
+    queue = QueueManager(config)
+    queue.enqueue({}, holds)
+    async with running(config, thread_pool_size=1) as worker:
+        await until(lambda: worker.stats().pool.active == 1)
+        schedule = QueueRetryConfig.fixed(0.01, max_attempts=3, timeout=1.0)
+        queue.enqueue({}, fails_once, retry_config=schedule, operation_id="op")
+        enqueued = time.monotonic()
+        await until_metrics(config, thread_pool_exhaustion=1, retried=1)
+        assert "fa" not in stored(config, "op")
+        await until(lambda: leased(config) >= {"op"} and time.monotonic() - enqueued > 1.1)
+        gate.set()
+        await until_metrics(config, processed=2, failed=0)
+    assert len(calls) == 2
+
+
+async def test_a_stored_total_time_of_zero_is_one_attempt(config):
+    """As an older producer could write it. It was given up uncalled, or after a millisecond."""
+    ended: list[str] = []
+
+    async def fails(entity):
+        await asyncio.sleep(0.05)
+        ended.append("called")
+        raise ValueError("no")
+
+    add(config, fails)
+    QueueManager(config).enqueue({}, fails, retry_config=QueueRetryConfig.fixed(0.01, timeout=8765), operation_id="op")
+    redis = redis_of(config)
+    body = redis.hget(config.keys.operation("op"), "b")
+    assert b'"timeout":8765.0' in body
+    redis.hset(config.keys.operation("op"), "b", body.replace(b'"timeout":8765.0', b'"timeout":0.0'))
+    async with running(config):
+        await until_metrics(config, failed=1, retried=0, system_errors=0)
+    assert ended == ["called"]
+    (entry,) = given_up(config)
+    assert (entry.reason, entry.error_type) == ("error", "ValueError")
 
 
 async def test_the_total_time_cuts_the_last_attempt_short(config):

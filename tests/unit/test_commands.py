@@ -82,7 +82,11 @@ CALLS = {
         C.complete([Completion("1", 3, "o", CALLBACK), Completion("2", 4, "c")], done_ttl=2, again=True),
         [2000, 1, b"1", 3, "O", *CALLBACK_ARGS, b"2", 4, "c"],
     ),
-    "retry": (C.retry("1", 3, **RETRY), [b"1", 3, 1500, 1, "retried,timeouts", b"{}", 1, "trace"]),
+    "retry": (C.retry("1", 3, **RETRY), [b"1", 3, 1500, 1, "retried,timeouts", b"{}", 1, "trace", 0]),
+    "retry, called before": (
+        C.retry("1", 3, **RETRY, first_called=1.2345),
+        [b"1", 3, 1500, 1, "retried,timeouts", b"{}", 1, "trace", 1234],
+    ),
     "fail": (
         C.fail("1", 3, system_error=False, **FAIL),
         [b"1", 3, "failed", 1, "failed", b"e", b"r", 60000, *CALLBACK_ARGS, 1],
@@ -91,7 +95,8 @@ CALLS = {
         C.fail("1", 3, system_error=True, **FAIL | {"attempted": False, "callback": None, "again": False}),
         [b"1", 3, "system_error", 0, "failed", b"e", b"r", 60000, "", "", "", 0],
     ),
-    "release": (C.release("1", 3, delay=2.5, reason="why"), [b"1", 3, "why", 2500]),
+    "release": (C.release("1", 3, delay=2.5, reason="why"), [b"1", 3, "why", 2500, 0]),
+    "release, called before": (C.release("1", 3, first_called=2.0), [b"1", 3, "released", 0, 2000]),
     "reap": (
         C.reap(max_crashes=3, interval=2, lease=10, retention=60),
         [3, 2000, 10000, 60000, REAP_LIMIT],
@@ -176,7 +181,7 @@ def test_an_id_of_any_bytes_survives_the_way_there_and_back(raw):
     ("seconds", "ms"), [(0, 0), (-5, 0), (0.0004, 0), (0.0006, 1), (1.4999, 1500), (3600, 3_600_000)]
 )
 def test_seconds_become_milliseconds(seconds, ms):
-    assert C.release("1", 1, delay=seconds).args[-1] == ms
+    assert C.release("1", 1, delay=seconds).args[-2] == ms
 
 
 def test_what_became_of_each_new_operation():

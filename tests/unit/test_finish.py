@@ -96,7 +96,7 @@ def test_a_completion_has_its_kind_callback_and_the_time_to_keep_it(box):
 
 def test_a_retry_has_its_delay_and_record(box):
     call = box.call(Retry(2.5, ERROR, ERR), record=b"{}")
-    assert call.args[1:] == [b"1", 7, 2500, 0, "retried", b"{}", 0, ""]
+    assert call.args[1:] == [b"1", 7, 2500, 0, "retried", b"{}", 0, "", 0]
 
 
 def test_a_failure_has_its_error_retention_and_callback(box):
@@ -120,7 +120,7 @@ def test_a_failure_without_an_attempt_adds_none(box):
 
 @pytest.mark.parametrize("delay", [0.0, 3.0])
 def test_what_is_given_back_goes_to_the_head_or_waits(box, delay):
-    assert box.call(Requeue(delay, "released")).args[1:] == [b"1", 7, "released", int(1000 * delay)]
+    assert box.call(Requeue(delay, "released")).args[1:] == [b"1", 7, "released", int(1000 * delay), 0]
 
 
 COUNTED = [
@@ -201,7 +201,7 @@ def test_what_goes_again_says_so_and_is_not_mixed_with_the_rest(box):
         (["new", "new too"], 0),
         (["old"], 1),
     ]
-    assert box.call(Retry(1, ERROR, ERR), **again).args[-2] == 1
+    assert box.call(Retry(1, ERROR, ERR), **again).args[-3] == 1
     assert box.call(Failure(ERROR, ERR, ERROR), **again).args[-1] == 1
 
 
@@ -285,3 +285,8 @@ def test_an_outcome_that_cannot_be_settled_hinders_no_other():
     with pytest.raises(SystemExit, match=r"^a$"):
         box.outbox.settle_all(parts, [[True], True, True, "the reply of a claim"])
     assert box.settled == [("a", 7), ("b", 7), ("c", 7)]
+
+
+@pytest.mark.parametrize("outcome", [Retry(1, ERROR, ERR), Requeue()])
+def test_when_its_processor_was_first_called_goes_along(box, outcome):
+    assert box.call(outcome, first_called=12.5).args[-1] == 12_500

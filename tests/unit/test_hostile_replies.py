@@ -38,7 +38,7 @@ def test_a_claim_is_read_whatever_its_numbers_are(value):
     good = [b"good", 1, 7, 1, b"2", b"0", b"0", b"1500", b"1500", b"1500", b"", b"body"]
     evil, innocent = replies.deliveries(hostile + good, ("q:normal:a",), 2.0)
     assert (evil.deliveries, evil.attempts, evil.crashes, evil.exhaustions) == (0, 0, 0, 0)
-    assert (evil.first_attempt_time, evil.ready_at, evil.accepted_at) == (2.0, 2.0, 2.0)
+    assert (evil.first_attempt_time, evil.ready_at, evil.accepted_at) == (0.0, 2.0, 2.0)
     assert (innocent.attempts, innocent.ready_at) == (2, 1.5)
 
 

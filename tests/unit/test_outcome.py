@@ -85,4 +85,12 @@ def test_whether_the_total_time_was_over_before_the_attempt(now, exceeded):
 
 
 def test_the_first_attempt_is_never_too_late():
-    assert not total_timeout_exceeded(item(), QueueRetryConfig(timeout=0), 10**9)
+    assert not total_timeout_exceeded(item(), QueueRetryConfig(timeout=0.001), 10**9)
+
+
+@pytest.mark.parametrize("cause", [POOL_EXHAUSTED, ERROR])
+def test_the_total_time_does_not_run_before_the_first_call(cause):
+    config = QueueRetryConfig(3, [10], timeout=0.001, jitter=0)
+    assert isinstance(decide(item(), config, cause, ERR, 10**9), Retry)
+    called = item(first_attempt_time=10**9)
+    assert decide(called, config, cause, ERR, 10**9) == Failure(TOTAL_TIMEOUT, ERR, cause)

@@ -69,7 +69,7 @@ def test_jitter_is_random_and_never_adds():
 
 @pytest.mark.parametrize(
     ("timeout", "now", "exceeded"),
-    [(None, 10**9, False), (10, 109.9, False), (10, 110, False), (10, 110.1, True), (0, 100, False), (0, 101, True)],
+    [(None, 10**9, False), (10, 109.9, False), (10, 110, False), (10, 110.1, True)],
 )
 def test_the_total_timeout_counts_from_the_first_attempt(timeout, now, exceeded):
     assert QueueRetryConfig(timeout=timeout).would_exceed_timeout(100, now) is exceeded
@@ -97,6 +97,12 @@ def test_the_dictionary_has_what_a_worker_needs_and_may_have_more():
     assert data == {"max_attempts": 2, "delays": [3.0], "timeout": 9.0, "jitter": 0.1}
     assert QueueRetryConfig.from_dict({**data, "of a newer version": 1}) == QueueRetryConfig.fixed(3, 2, 9)
     assert QueueRetryConfig.from_dict({}) == QueueRetryConfig()
+
+
+@pytest.mark.parametrize("zero", [0, 0.0])
+def test_a_stored_timeout_of_zero_is_one_attempt_and_no_retry(zero):
+    data = {"max_attempts": 7, "delays": [3.0], "timeout": zero, "jitter": 0.1}
+    assert QueueRetryConfig.from_dict(data) == QueueRetryConfig.fixed(3, 1)
 
 
 def test_the_dictionary_is_a_copy():
@@ -131,6 +137,15 @@ def test_it_compares_by_what_it_does_and_shows_it():
         (lambda: QueueRetryConfig(delays=[10**400]), r"delays\[0\]"),
         (lambda: QueueRetryConfig(delays=[1e300]), "at most a hundred years"),
         (lambda: QueueRetryConfig(timeout=-1), "timeout"),
+        (lambda: QueueRetryConfig(timeout=0), r"timeout must be more than 0 seconds, got 0: .*max_attempts=1"),
+        (lambda: QueueRetryConfig(timeout=0.0), "timeout must be more than 0"),
+        (lambda: QueueRetryConfig(timeout=False), "timeout must be a finite number"),
+        (lambda: QueueRetryConfig(timeout=math.nan), "timeout must be a finite number"),
+        (lambda: QueueRetryConfig.fixed(1, timeout=0), "timeout must be more than 0"),
+        (lambda: QueueRetryConfig.exponential(timeout=0), "timeout must be more than 0"),
+        (lambda: QueueRetryConfig.custom([1], timeout=0), "timeout must be more than 0"),
+        (lambda: QueueRetryConfig.from_dict({"timeout": False}), "timeout must be a finite number"),
+        (lambda: QueueRetryConfig.from_dict({"timeout": -1}), "timeout"),
         (lambda: QueueRetryConfig(timeout=math.inf), "timeout"),
         (lambda: QueueRetryConfig(timeout="5"), "timeout"),
         (lambda: QueueRetryConfig(jitter=1.1), "jitter must be from 0 to 1"),

@@ -8,7 +8,7 @@
 --        registry as {field, kind, ...} when the version differs, else {}, operations,
 --        suspects: -1 one waits and was not to be taken, 0 none met, else for how long (ms) the one taken runs alone}
 --       an operation is 12 values: id, index of its list (from 1), token, deliveries, attempts, crashes,
---       exhaustions, first attempt (ms), due (ms), accepted (ms), trace of the last attempt, body
+--       exhaustions, first call of its processor (ms, 0 none), due (ms), accepted (ms), trace of the last attempt, body
 -- Cost  O(lists) + about 4 commands for each operation; promotes at most 100. Its first write is a ZREM or LPOP,
 --       so a Redis that is out of memory still drains.
 local prefix, retention = ARGV[1], tonumber(ARGV[7])
@@ -91,17 +91,13 @@ local function lease(id, j, queue)
     token_text = token .. ''
   end
   local deliveries_text = deliveries == 1 and '1' or deliveries .. ''
-  if h[7] then
-    redis.call('HSET', key, 'st', 'leased', 'tk', token_text, 'dc', deliveries_text, 'w', by)
-  else
-    redis.call('HSET', key, 'st', 'leased', 'tk', token_text, 'dc', deliveries_text, 'w', by, 'fa', at)
-  end
+  redis.call('HSET', key, 'st', 'leased', 'tk', token_text, 'dc', deliveries_text, 'w', by)
   leases[#leases + 1] = expires
   leases[#leases + 1] = id
   local n = #operations
   operations[n + 1], operations[n + 2], operations[n + 3], operations[n + 4] = id, j, token, deliveries
   operations[n + 5], operations[n + 6], operations[n + 7] = h[3] or 0, h[5] or 0, h[6] or 0
-  operations[n + 8], operations[n + 9], operations[n + 10] = h[7] or now, h[8] or now, h[9] or now
+  operations[n + 8], operations[n + 9], operations[n + 10] = h[7] or 0, h[8] or now, h[9] or now
   operations[n + 11], operations[n + 12] = h[11] or '', h[2]
   return true
 end

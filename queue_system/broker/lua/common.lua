@@ -4,7 +4,7 @@
 -- Fields of an operation's hash (absent means 0 or none):
 --   st state: ready | delayed | leased | done | failed | system_error
 --   q  "{priority}:{queue}"   b  body     k  'o' operation, 'c' callback
---   ts accepted, rd due, fa first attempt, fl given up: milliseconds, clock of Redis
+--   ts accepted, rd due, fa first call of its processor, fl given up: milliseconds, clock of Redis
 --   tk fencing token          dc deliveries          at attempts that ended   cr crashes   ex exhaustions
 --   dk dedup digest           err last error (JSON)              hist attempts (JSON lines)
 --   tp trace of the last attempt (traceparent)

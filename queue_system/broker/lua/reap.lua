@@ -75,7 +75,7 @@ for i = 1, #expired, 2 do
       token = token or new_token(prefix)
       redis.call('HSET', key, 'cr', crashes, 'tk', token, 'dc', deliveries)
       redis.call('ZADD', KEYS[1], now + lease, id)
-      for _, value in ipairs({ id, 0, token, deliveries, h[4] or 0, crashes, h[7] or 0, h[8] or now, h[9] or now,
+      for _, value in ipairs({ id, 0, token, deliveries, h[4] or 0, crashes, h[7] or 0, h[8] or 0, h[9] or now,
         h[10] or now, h[11] or '', h[3] or '' }) do
         quarantined[#quarantined + 1] = value
       end

@@ -1,6 +1,7 @@
 -- Gives an operation back without burning an attempt: to the head of its queue, or after a delay.
 -- KEYS  1 leases  2 delayed  3 registry
 -- ARGV  1 prefix  2 id  3 token  4 reason  5 delay (ms, 0: at once)
+--       6 when its processor was first called (ms), 0 when it never was
 -- Reply 1 released | 0 stale
 local prefix, id, delay = ARGV[1], ARGV[2], tonumber(ARGV[5])
 local queue = holds(prefix, id, ARGV[3])
@@ -8,6 +9,7 @@ if not queue then return 0 end
 local key = op_key(prefix, id)
 redis.call('ZREM', KEYS[1], id)
 depth(prefix, 'l', queue, -1)
+if ARGV[6] ~= '0' then redis.call('HSET', key, 'fa', ARGV[6]) end
 if delay > 0 then
   redis.call('HSET', key, 'st', 'delayed', 'pb', (redis.call('HGET', key, 'dc') or 0) .. ' ' .. ARGV[4])
   redis.call('ZADD', KEYS[2], now_ms() + delay, id)

@@ -2,6 +2,7 @@
 -- KEYS  1 leases  2 delayed  3 metrics
 -- ARGV  1 prefix  2 id  3 token  4 delay (ms)  5 exhaustions to add  6 counters, comma-separated
 --       7 record of the attempt (JSON)  8 1 when sent again after a lost reply  9 its trace (traceparent) or ''
+--       10 when its processor was first called (ms), 0 when it never was
 -- Reply 1 scheduled | 0 stale
 local prefix, id = ARGV[1], ARGV[2]
 local queue = holds(prefix, id, ARGV[3])
@@ -11,7 +12,11 @@ if not queue then
 end
 local key, due = op_key(prefix, id), now_ms() + tonumber(ARGV[4])
 redis.call('ZREM', KEYS[1], id)
-redis.call('HSET', key, 'st', 'delayed', 'rd', due)
+if ARGV[10] == '0' then
+  redis.call('HSET', key, 'st', 'delayed', 'rd', due)
+else
+  redis.call('HSET', key, 'st', 'delayed', 'rd', due, 'fa', ARGV[10])
+end
 redis.call('HINCRBY', key, 'at', 1)
 if ARGV[5] ~= '0' then redis.call('HINCRBY', key, 'ex', ARGV[5]) end
 if ARGV[9] ~= '' then redis.call('HSET', key, 'tp', ARGV[9]) end
