@@ -10,6 +10,8 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
+from itertools import repeat
 from types import FunctionType
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -19,12 +21,15 @@ from queue_system.errors import InvalidOperationError
 from queue_system.keys import check_priority, check_queue_name
 from queue_system.operation import encode_entity
 from queue_system.registry import Processor, reference_of
+from queue_system.request import EnqueueRequest
 from queue_system.retry import QueueRetryConfig
 from queue_system.summary import status_summary
-from queue_system.template import DEFAULT_PRIORITY, NO_DELAY, FunctionOrName, Part, Template
+from queue_system.template import DEFAULT_PRIORITY, NO_DELAY, FunctionOrName, Template
 
 T = TypeVar("T")
 Steps: TypeAlias = Generator[Call[Any], Any, T]
+KeyOf: TypeAlias = Callable[[dict[str, Any]], Any]
+"""Gives the deduplication key of an entity."""
 
 _OPERATION_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _MAX_TEMPLATES: Final = 1024  # that are kept: most calls of a process are for the same few functions
@@ -72,8 +77,10 @@ class OperationFactory:
         """What `_queue_operation` takes: the operation's own, checked, and its template."""
         own_id = self._generate_operation_id() if operation_id is None else _check_id(operation_id)
         own_key = None
-        if deduplication_key is not None or deduplicate:
-            own_key = self._deduplication_key(entity, deduplication_key, deduplicate, custom_serializer)
+        if deduplication_key is not None:
+            own_key = _check_key(deduplication_key)
+        elif deduplicate:
+            own_key = self._key_by_content(template, entity, custom_serializer)
         return {"template": template, "part": (own_id, entity, own_key)}
 
     def _new_operations(
@@ -81,34 +88,44 @@ class OperationFactory:
         entities: Sequence[dict[str, Any]],
         processor: FunctionOrName,
         *,
-        deduplication_key: str | None = None,
+        operation_ids: Sequence[str] | None = None,
+        deduplication_key: str | KeyOf | None = None,
         custom_serializer: Callable[[Any], Any] | None = None,
         deduplicate: bool = False,
         **options: Any,
-    ) -> tuple[Template | None, list[Part]]:
-        """What they have in common, and what is each one's own; no template without an entity."""
-        if isinstance(entities, Mapping | str | bytes) or not isinstance(entities, Sequence):
-            raise InvalidOperationError(f"entities must be a list of dicts, not {type(entities).__name__}")
+    ) -> EnqueueRequest | None:
+        """The request for a batch; None without an entity. What is each one's own is made when it is encoded."""
+        entities = _check_sequence("entities", "dicts", entities)
         if "operation_id" in options:
-            raise InvalidOperationError("operation_id cannot be given for a batch: each operation gets its own")
+            raise InvalidOperationError(
+                "operation_id cannot be given for a batch, whose operations have an id each: use operation_ids=[...]"
+            )
+        if operation_ids is not None:
+            operation_ids = _check_sequence("operation_ids", "texts, one for each entity", operation_ids)
+            if len(operation_ids) != len(entities):
+                raise InvalidOperationError(
+                    f"operation_ids must have one id for each of the {len(entities):,} entities, "
+                    f"not {len(operation_ids):,}"
+                )
+        key_of = _check_key_of(deduplication_key, len(entities))
         if not entities:
-            return None, []
+            return None
         template = self._template(processor, **options)
-        new_id, key_of = self._generate_operation_id, self._deduplication_key
-        return template, [
-            (new_id(), entity, key_of(entity, deduplication_key, deduplicate, custom_serializer)) for entity in entities
-        ]
+        ids = repeat(None) if operation_ids is None else operation_ids
+        if key_of is None and deduplicate:
+            key_of = partial(self._key_by_content, template, custom_serializer=custom_serializer)
+        pairs = zip(ids, entities, strict=False)  # there may be no end of ids
+        parts = ((self._id_of(own_id), entity, key_of and key_of(entity)) for own_id, entity in pairs)
+        return EnqueueRequest(self.config, template, parts, len(entities), custom_serializer)
 
-    def _deduplication_key(
-        self,
-        entity: dict[str, Any],
-        key: str | None,
-        deduplicate: bool,
-        custom_serializer: Callable[[Any], Any] | None,
-    ) -> str | None:
-        if key is not None:
-            return _check_key(key)
-        return self._hash_entity(entity, default_serializer=custom_serializer) if deduplicate else None
+    def _id_of(self, given: str | None) -> str:
+        return self._generate_operation_id() if given is None else _check_id(given)
+
+    def _key_by_content(
+        self, template: Template, entity: dict[str, Any], custom_serializer: Callable[[Any], Any] | None
+    ) -> str:
+        """Equal entities are the same work only for one processor, in one queue."""
+        return f"{template.place}\n{self._hash_entity(entity, default_serializer=custom_serializer)}"
 
     def _template(
         self,
@@ -220,3 +237,36 @@ def _check_key(key: object) -> str:
     if isinstance(key, str) and key:
         return key
     raise InvalidOperationError(f"deduplication_key must be a non-empty string, got {key!r}")
+
+
+def _check_key_of(key: object, count: int) -> KeyOf | None:
+    """What gives the key of each entity of a batch."""
+    if key is None:
+        return None
+    if callable(key):
+        return partial(_key_from, key)
+    _check_key(key)
+    if count > 1:
+        raise InvalidOperationError(
+            f"one deduplication_key for {count:,} entities would accept the first and call the others its duplicates: "
+            "give a function, which is called with each entity and returns its key, e.g. "
+            "deduplication_key=lambda entity: f\"order-{entity['id']}\", or use deduplicate=True or operation_ids=[...]"
+        )
+    return lambda _: str(key)
+
+
+def _key_from(function: KeyOf, entity: dict[str, Any]) -> str:
+    try:
+        key = function(entity)
+    except Exception as error:
+        raise InvalidOperationError(f"the function deduplication_key raised {type(error).__name__}: {error}") from error
+    if isinstance(key, str) and key != "":
+        return key
+    raise InvalidOperationError(f"the function deduplication_key must return a non-empty string, got {key!r}")
+
+
+def _check_sequence(name: str, of_what: str, values: object) -> Sequence[Any]:
+    """A copy, so that nobody changes it meanwhile."""
+    if isinstance(values, Mapping | str | bytes | bytearray) or not isinstance(values, Sequence):
+        raise InvalidOperationError(f"{name} must be a list of {of_what}, not {type(values).__name__}")
+    return tuple(values)

@@ -10,12 +10,39 @@ class QueueError(Exception):
     """Root of the hierarchy: `except QueueError` catches all that the package raises on purpose."""
 
 
+class EnqueueOutcome:
+    """What an error that ended an enqueue half-way knows of its operations; all empty when it was no enqueue.
+
+    A batch is sent in parts of at most 1,000, one after the other, and ends with the first part that fails.
+
+    Attributes:
+        results: what would have been returned for the first entities: those that Redis has answered for.
+        accepted: ids of the operations that were accepted: they will be processed.
+        unknown: ids of those that may have been accepted: their part was sent, and the answer did not come.
+        refused: ids of those that were not accepted.
+        operation_ids: those to enqueue again: `unknown` and `refused`, in the order of their entities.
+        ambiguous: whether the part that failed may have been carried out.
+    """
+
+    results: Sequence[dict[str, Any]] = ()
+    accepted: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    operation_ids: tuple[str, ...] = ()
+    ambiguous: bool = False
+
+
 class ConfigurationError(QueueError, ValueError):
     """A setting, name or argument is out of its range. Nothing was sent to Redis."""
 
 
 class InvalidOperationError(QueueError, ValueError):
-    """An operation cannot be enqueued as it is. Nothing was enqueued."""
+    """An operation cannot be enqueued as it is. Nothing was enqueued.
+
+    `index` says which entity of a batch it is about, from 0; None when it is about the whole call.
+    """
+
+    index: int | None = None
 
 
 class SerializationError(InvalidOperationError):
@@ -50,21 +77,20 @@ class BadSignatureError(DecodeError):
     """A body was not signed, or not by one of our keys, or for another id or queue. It was not decoded."""
 
 
-class BrokerUnavailableError(QueueError, ConnectionError):
+class BrokerUnavailableError(EnqueueOutcome, QueueError, ConnectionError):
     """Redis cannot serve now: unreachable, loading, read-only or out of memory. Worth trying again.
 
     `kind` is one word for metrics and logs: ``connection``, ``timeout``, ``loading``, ``readonly``, ``masterdown``,
     ``unblocked``, ``moved``, ``ask``, ``tryagain``, ``clusterdown``, ``oom``, ``misconf``, ``noreplicas``, ``busy``,
     ``auth`` or ``circuit_open``. `ambiguous` is true when the command may have been carried out. When it was an
-    enqueue, `operation_ids` are those that it was to accept: enqueuing again under the same id accepts no second
-    operation while the first is live, failed, or within `done_ttl` of its end.
+    enqueue, `operation_ids` are those to enqueue again, which under the same id accepts no second operation while the
+    first is live, failed, or within `done_ttl` of its end. See `EnqueueOutcome` for what is known of each.
     """
 
     def __init__(self, message: str, *, kind: str = "connection", ambiguous: bool = False) -> None:
         super().__init__(message)
         self.kind = kind
         self.ambiguous = ambiguous
-        self.operation_ids: tuple[str, ...] = ()
 
 
 class CircuitOpenError(BrokerUnavailableError):
@@ -101,7 +127,7 @@ class UnsupportedServerError(QueueError):
     """The server is too old or lacks a command that the queue needs."""
 
 
-class BrokerReplyError(QueueError):
+class BrokerReplyError(EnqueueOutcome, QueueError):
     """A script was refused by the server, or answered in a way that this version does not know."""
 
 

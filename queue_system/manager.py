@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any
+from typing import Any, Final
 
 from queue_system.broker.aio import AsyncBroker
 from queue_system.broker.clients import check_server
@@ -19,6 +20,7 @@ from queue_system.utils import circuit_breaker, retry_with_backoff, try_catch
 
 # What the package raises on purpose tells its story already; anything else is logged where it came up.
 _logged = try_catch(log=lambda error: not isinstance(error, QueueError))
+_TURN: Final = 0.002  # seconds for which a large batch is encoded before other tasks have their turn
 _guarded = circuit_breaker(breaker=attrgetter("config.breaker"), exceptions=(BrokerUnavailableError,))
 
 
@@ -69,18 +71,23 @@ class QueueManager(OperationFactory):
                 when the operation is given up.
             timeout: seconds for one attempt of an async processor; by default the worker's `work_timeout`. A sync
                 processor has no time limit.
-            deduplication_key: an operation with the key of one that was accepted within the window is not accepted.
+            deduplication_key: an operation with the key of one that was accepted within the window is not accepted,
+                whatever the processors and queues of the two: a key counts for all of the `queue_prefix`. Put the
+                processor's name into it when it is to count for that one only.
             custom_serializer: called with each value of the entity that has no JSON form.
             delay: seconds from now until it is ready.
-            deduplicate: use the entity's hash as the deduplication key.
+            deduplicate: the same entity for the same processor in the same queue is not accepted within the window. A
+                `deduplication_key` wins over it.
             deduplication_window: seconds from the due time; by default that of the configuration (1 hour). The key
-                is free again before that when the operation ends in failures or is purged.
+                is free again before that when the operation ends in failures or is purged. When a failure is put back
+                into its queue, it takes its key again for a whole window, unless another operation has it by then.
             durability: ``primary`` or ``wait``; by default that of the configuration, which see.
 
         Returns:
             ``operation_id``, ``status`` (``queued``, ``scheduled`` or ``duplicate``), ``queue``, ``priority``,
-            ``processor``, and ``is_async`` (None when this process does not know the function). A duplicate has
-            ``reason`` (``operation_id`` or ``deduplication_key``) and ``duplicate_of``, the holder's id, too.
+            ``processor``, and ``is_async`` (None when this process does not know the function). Of a duplicate all of
+            these are those of the operation that is there, None where they are not known; it has ``reason``
+            (``operation_id`` or ``deduplication_key``) and ``duplicate_of``, which is that operation's id, too.
 
         Raises:
             InvalidOperationError: the operation cannot be enqueued as it is; the text says what to do.
@@ -112,23 +119,28 @@ class QueueManager(OperationFactory):
     def enqueue_batch(
         self, entities: list[dict[str, Any]], processor: FunctionOrName, **kwargs: Any
     ) -> list[dict[str, Any]]:
-        """Enqueue one operation for each entity, in one round trip.
+        """Enqueue one operation for each entity, in one round trip for each 1,000 of them.
 
         Args:
             entities: as for `enqueue`; an empty list is fine.
             processor: as for `enqueue`.
-            **kwargs: those of `enqueue`, but for `operation_id`.
+            **kwargs: those of `enqueue`, with these differences. `operation_id` is not taken; ``operation_ids`` is a
+                list with one id for each entity, in their order. `deduplication_key` is a function, which is called
+                with each entity and returns its key; a text is refused, unless there is one entity only.
 
         Returns:
-            One result for each entity, in their order, as `enqueue` returns it: duplicates are told one by one.
+            One result for each entity, in their order, as `enqueue` returns it: duplicates are told one by one, also
+            those of another entity of the batch.
 
         Raises:
-            QueueError: as `enqueue`. One bad entity refuses the whole batch, before anything is sent.
+            InvalidOperationError: as `enqueue`; `index` says which entity it is about. One bad entity refuses the whole
+                batch, before anything is sent.
+            BrokerUnavailableError, BrokerReplyError: as `enqueue`. Of more than 1,000 some may have been accepted by
+                then: `accepted`, `unknown` and `refused` have the ids, see `errors.EnqueueOutcome`.
+            QueueError: as `enqueue`.
         """
-        template, parts = self._new_operations(entities, processor, **kwargs)
-        if template is None:
-            return []
-        return self._enqueue(EnqueueRequest(self.config, template, parts, kwargs.get("custom_serializer")))
+        request = self._new_operations(entities, processor, **kwargs)
+        return [] if request is None else self._enqueue(request)
 
     @_logged
     @_guarded
@@ -171,12 +183,13 @@ class QueueManager(OperationFactory):
     ) -> dict[str, Any]:
         """Encode one operation, send it, and tell what became of it."""
         template = queue_data["template"].at(queue_name, priority)
-        return self._enqueue(EnqueueRequest(self.config, template, (queue_data["part"],), custom_serializer))[0]
+        return self._enqueue(EnqueueRequest(self.config, template, (queue_data["part"],), None, custom_serializer))[0]
 
     def _enqueue(self, request: EnqueueRequest) -> list[dict[str, Any]]:
         with request:
-            calls = request.calls()
-            request.take(self.config.broker.run_many(calls, request.expect))
+            request.prepare()
+            for calls in request.rounds():
+                request.take(self.config.broker.run_many(calls, request.expect))
         return request.results
 
     def _drive(self, steps: Steps[T]) -> T:
@@ -241,10 +254,8 @@ class AsyncQueueManager(OperationFactory):
         self, entities: list[dict[str, Any]], processor: FunctionOrName, **kwargs: Any
     ) -> list[dict[str, Any]]:
         """See `QueueManager.enqueue_batch`."""
-        template, parts = self._new_operations(entities, processor, **kwargs)
-        if template is None:
-            return []
-        return await self._enqueue(EnqueueRequest(self.config, template, parts, kwargs.get("custom_serializer")))
+        request = self._new_operations(entities, processor, **kwargs)
+        return [] if request is None else await self._enqueue(request)
 
     @_logged
     @_guarded
@@ -274,14 +285,16 @@ class AsyncQueueManager(OperationFactory):
     ) -> dict[str, Any]:
         """See `QueueManager._queue_operation`."""
         template = queue_data["template"].at(queue_name, priority)
-        request = EnqueueRequest(self.config, template, (queue_data["part"],), custom_serializer)
+        request = EnqueueRequest(self.config, template, (queue_data["part"],), None, custom_serializer)
         return (await self._enqueue(request))[0]
 
     async def _enqueue(self, request: EnqueueRequest) -> list[dict[str, Any]]:
         with request:
-            calls = request.calls()
+            while not request.prepare(_TURN):  # noqa: ASYNC110  it waits for nothing: other tasks have their turn
+                await asyncio.sleep(0)
             broker = await self._connected()
-            request.take(await broker.run_all(calls, request.expect))
+            for calls in request.rounds():
+                request.take(await broker.run_all(calls, request.expect))
         return request.results
 
     async def _drive(self, steps: Steps[T]) -> T:

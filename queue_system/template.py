@@ -79,6 +79,11 @@ class Template:
             "is_async": None if known is None else known.is_async,
         }
 
+    @property
+    def place(self) -> str:
+        """Which function it is, of which queue, whatever the priority."""
+        return f"{self._fields['processor_module'] or ''}:{self.processor} {self.queue}"
+
     @classmethod
     def of(
         cls,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Self, TypeAlias, TypeVar
 
 import msgspec
 
@@ -65,6 +65,26 @@ class Accepted(enum.Enum):
     SCHEDULED = "scheduled"
     DUPLICATE_ID = "duplicate_id"
     DUPLICATE_KEY = "duplicate_key"
+
+
+class Holder(str):
+    """The id of the operation that a duplicate has met, and where that one belongs.
+
+    Attributes:
+        name: its ``{priority}:{queue}``; empty when that is not known.
+        processor: the name of its function; empty when that is not known.
+    """
+
+    __slots__ = ("name", "processor")
+
+    name: str
+    processor: str
+
+    def __new__(cls, operation_id: str, name: str = "", processor: str = "") -> Self:
+        """See the class."""
+        holder = super().__new__(cls, operation_id)
+        holder.name, holder.processor = name, processor
+        return holder
 
 
 class NewOperation(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from queue_system.broker.messages import (
     DepthReply,
     DepthRow,
     FailureRow,
+    Holder,
     KeyFacts,
     ListPage,
     MembersStep,
@@ -34,6 +35,7 @@ from queue_system.keys import is_queue
 # 9892), or no number at all, must not make a whole reply unreadable.
 _MOST: Final = 250_000_000_000_000
 _KINDS: Final = frozenset({KIND_ASYNC, KIND_SYNC, KIND_MIXED, KIND_UNKNOWN})
+_BETWEEN: Final = "\x1f"  # the parts of what a duplicate is told
 _OPERATION_VALUES = 12
 _FAILURE_VALUES = 8
 _DEPTH_VALUES = 6
@@ -98,17 +100,24 @@ def deliveries(flat: Any, ready: tuple[str, ...], now: float) -> list[Delivery]:
 
 
 def accepted(code: bytes | str, own_id: str) -> tuple[Accepted, str]:
-    """What became of one new operation, and the holder of a duplicate."""
+    """What became of one new operation, and the `Holder` of a duplicate."""
     answer = text(code)
     if answer == "q":
         return Accepted.QUEUED, own_id
     if answer == "s":
         return Accepted.SCHEDULED, own_id
-    if answer == "i":
-        return Accepted.DUPLICATE_ID, own_id
+    if answer.startswith("i"):
+        return Accepted.DUPLICATE_ID, _holder(own_id + answer[1:])
     if answer.startswith("d"):
-        return Accepted.DUPLICATE_KEY, answer[1:]
-    raise BrokerReplyError(f"the enqueue script answered {answer!r}, which this version does not know")
+        return Accepted.DUPLICATE_KEY, _holder(answer[1:])
+    error = BrokerReplyError(f"the enqueue script answered {answer!r}, which this version does not know")
+    error.ambiguous = True
+    raise error
+
+
+def _holder(entry: str) -> Holder:
+    operation_id, name, processor = (*entry.split(_BETWEEN), "", "")[:3]
+    return Holder(operation_id, name if is_queue(name) else "", processor)
 
 
 def failure_rows(flat: Any) -> list[FailureRow]:

@@ -38,14 +38,21 @@ def load_scripts() -> dict[str, Script]:
 def with_functions(common: str, source: str) -> str:
     """A source with those functions of `common` that it calls, and those that they call, in front of it.
 
-    Functions are made anew whenever a script runs. One that mostly needs none has a line with `_PLACE` where they go.
+    Functions are made anew whenever a script runs. One that mostly needs none has a line with `_PLACE` in each block
+    that needs some.
     """
-    front, place, rest = source.rpartition(_PLACE)
+    front, *blocks = source.split(_PLACE)
+    if not blocks:
+        return f"{_functions(common, front)}{front}"
+    return _PLACE.join((front, *(f"{_functions(common, block)}{block}" for block in blocks)))
+
+
+def _functions(common: str, source: str) -> str:
     functions = ""
     for text, name in reversed(_FUNCTION.findall(common)):  # a function calls only those above it
-        if re.search(rf"\b{name}\(", functions + rest):
+        if re.search(rf"\b{name}\(", functions + source):
             functions = f"{text}\n{functions}"
-    return f"{front}{place}{functions}{rest}"
+    return functions
 
 
 def make_script(name: str, source: str) -> Script:

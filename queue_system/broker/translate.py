@@ -50,7 +50,7 @@ _ADVICE: Final = {
     "connection": "is Redis running, and is the address right?",
     "timeout": "Redis did not answer in time: is it reachable, is connection_timeout long enough?",
     "auth": "check the user name and password in redis_url",
-    "oom": "Redis is out of memory: raise maxmemory or drain the queue; nothing was enqueued",
+    "oom": "Redis is out of memory: raise maxmemory or drain the queue",
     "readonly": "this Redis is a replica: if it stays so, point redis_url at the primary",
     "masterdown": "this Redis is a replica that has lost its primary: if it stays so, point redis_url at the primary",
     "unblocked": "this Redis became a replica: if it stays so, point redis_url at the primary",

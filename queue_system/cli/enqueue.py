@@ -92,6 +92,8 @@ def describe(result: dict[str, Any], delay: float) -> str:
     place = f"{result['processor']} in {result['priority']}:{result['queue']}"
     if result["status"] == "duplicate":
         what = "id" if result["reason"] == "operation_id" else "deduplication key"
-        return f"duplicate: operation {result['duplicate_of']} holds this {what}; nothing was enqueued"
+        known = result["processor"] and result["queue"]
+        where = f" ({result['processor']} in {result['priority']}:{result['queue']})" if known else ""
+        return f"duplicate: operation {result['duplicate_of']} holds this {what}{where}; nothing was enqueued"
     due = f", ready in {delay:g} s" if result["status"] == "scheduled" else ""
     return f"{result['status']} {result['operation_id']}  {place}{due}"

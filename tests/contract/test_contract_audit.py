@@ -114,7 +114,7 @@ def test_an_id_that_came_again_and_failed_does_not_hold_the_key_of_its_forerunne
     rig.enqueue(NewOperation("a", b"b", 0.0, "k", 60.0))
     rig.complete(rig.one())
     assert rig.fail(rig.held("a"))
-    assert rig.redis.get(f"{rig.keys.prefix}{DEDUP}") == b"a"
+    assert rig.redis.get(f"{rig.keys.prefix}{DEDUP}") == b"a\x1fnormal:mail\x1f"
     assert look() == {}
 
 

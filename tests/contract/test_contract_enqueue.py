@@ -111,6 +111,50 @@ def test_a_deduplication_key_names_its_holder(rig):
     assert (rig.metric("enqueued"), rig.metric("deduplicated")) == (2, 1)
 
 
+SENDS = (
+    b'K1:\x02 {"v":1,"operation_id":"\\",\\"processor\\":\\"other\\"","processor":"send.now","processor_module":"app"}'
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "processor"),
+    [(SENDS, "send.now"), (b"bytes", ""), (b'"processor":"two words"', ""), (b'"processor":"a\\b"', "")],
+)
+def test_a_duplicate_is_told_the_holders_queue_and_processor(rig, body, processor):
+    rig.enqueue(NewOperation("a", body, 0.0, "k", 600.0), queue="mail", priority="high")
+    for again in (keyed("b", "k"), "a", NewOperation("a", b"", delay=60.0)):  # by key, and by id in both scripts
+        ((_, holder),) = rig.enqueue(again, queue="other")
+        assert (holder, holder.name, holder.processor) == ("a", "high:mail", processor)
+
+
+def test_a_duplicate_within_a_request_is_told_the_holders_queue_and_processor(rig):
+    one = NewOperation("a", SENDS, 0.0, "k", 600.0)
+    answers = rig.enqueue(one, keyed("b", "k"), "a", queue="mail", priority="low")
+    assert [(holder, holder.name, holder.processor) for _, holder in answers[1:]] == [("a", "low:mail", "send.now")] * 2
+
+
+def test_a_holder_is_told_when_its_operation_is_gone(rig):
+    rig.enqueue(NewOperation("a", SENDS, 0.0, "k", 600.0))
+    assert rig.complete(rig.one()) == [True]
+    ((_, holder),) = rig.enqueue(keyed("b", "k"))
+    assert (holder, holder.name, holder.processor) == ("a", "normal:mail", "send.now")
+
+
+@pytest.mark.parametrize("entry", ["a", "a b\x1fno queue\x1fc d"])
+def test_what_an_entry_does_not_say_is_not_known(rig, entry):
+    rig.redis.set(rig.keys.dedup("k"), entry)
+    ((_, holder),) = rig.enqueue(keyed("b", "k"))
+    assert (holder, holder.name) == (entry.partition("\x1f")[0].replace(" ", ""), "")
+
+
+def test_an_id_whose_key_is_no_hash_is_told_without_its_place(rig):
+    rig.redis.set(rig.keys.operation("a"), "text")
+    for again in ("a", NewOperation("a", b"", delay=60.0)):
+        ((what, holder),) = rig.enqueue(again)
+        assert (what, holder, holder.name, holder.processor) == (DUPLICATE_ID, "a", "", "")
+    rig.redis.delete(rig.keys.operation("a"))
+
+
 @pytest.mark.parametrize(("delay", "window"), [(0.0, 600.0), (60.0, 600.0)])
 def test_the_window_counts_from_the_due_time(rig, delay, window):
     rig.enqueue(keyed("a", "k", window=window, delay=delay))

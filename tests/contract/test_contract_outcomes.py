@@ -280,13 +280,49 @@ def test_a_failure_leaves_the_key_of_another_holder(rig):
     rig.redis.delete(rig.keys.dedup("k"))  # as its expiry does
     rig.enqueue(NewOperation("b", b"{}", 0.0, "k", 600.0))
     assert rig.fail(rig.one())
-    assert rig.redis.get(rig.keys.dedup("k")) == b"b"
+    assert rig.redis.get(rig.keys.dedup("k")) == b"b\x1fnormal:mail\x1f"
 
 
 def test_a_retry_keeps_its_deduplication_key(rig):
     rig.enqueue(NewOperation("a", b"{}", 0.0, "k", 600.0))
     assert rig.retry(rig.one())
-    assert rig.redis.get(rig.keys.dedup("k")) == b"a"
+    assert rig.redis.get(rig.keys.dedup("k")) == b"a\x1fnormal:mail\x1f"
+
+
+BODY = b'{"v":1,"operation_id":"a","processor":"send","processor_module":"app","queue":"mail"}'
+
+
+def requeued(rig, **fields):
+    """An operation with a key fails, and is put back."""
+    rig.enqueue(NewOperation("a", BODY, 0.0, "k", 600.0))
+    assert rig.fail(rig.one())
+    if fields:
+        rig.redis.hset(rig.keys.operation("a"), mapping=fields)
+    assert rig.run(rig.commands.requeue_failure("a")) is True
+
+
+def test_a_failure_that_is_put_back_takes_its_deduplication_key_again(rig):
+    requeued(rig)
+    assert rig.redis.get(rig.keys.dedup("k")) == b"a\x1fnormal:mail\x1fsend"
+    assert 590_000 < rig.redis.pttl(rig.keys.dedup("k")) <= 600_000
+    ((what, holder),) = rig.enqueue(NewOperation("b", b"{}", 0.0, "k", 600.0))
+    assert (what, holder, holder.name, holder.processor) == (Accepted.DUPLICATE_KEY, "a", "normal:mail", "send")
+
+
+def test_a_failure_that_is_put_back_leaves_its_key_to_the_one_that_has_it_now(rig):
+    rig.enqueue(NewOperation("a", BODY, 0.0, "k", 600.0))
+    assert rig.fail(rig.one())
+    rig.enqueue(NewOperation("b", b"{}", 0.0, "k", 60.0))
+    assert rig.run(rig.commands.requeue_failure("a")) is True
+    assert rig.redis.get(rig.keys.dedup("k")) == b"b\x1fnormal:mail\x1f"
+    assert rig.redis.pttl(rig.keys.dedup("k")) <= 60_000
+
+
+@pytest.mark.parametrize("window", ["", "0", "text", "9" * 16])
+def test_a_window_that_is_none_takes_no_key(rig, window):
+    requeued(rig, dw=window)
+    assert rig.ready() == ["a"]
+    assert rig.redis.get(rig.keys.dedup("k")) is None
 
 
 @pytest.mark.parametrize(("kind", "side"), [("a", "async"), ("s", "sync")])

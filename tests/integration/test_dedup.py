@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from scaffold import add, redis_of
 
 from queue_system import QueueManager, QueueRetryConfig
+from queue_system.failures import FailureStore
 from support import running, until, until_metrics
 
 
@@ -56,6 +57,42 @@ def test_the_entity_itself_can_be_the_key(config, queue):
     not_asked = queue.enqueue({"a": 1, "b": [1, {"c": 2}]}, nothing)
     assert duplicate(same, first["operation_id"])
     assert (different["status"], not_asked["status"]) == ("queued", "queued")
+
+
+def test_the_same_entity_is_other_work_for_another_processor_or_queue(config, queue):
+    for function in (nothing, fails):
+        add(config, function)
+        assert queue.enqueue({"order": 7}, function, deduplicate=True)["status"] == "queued"
+        assert queue.enqueue({"order": 7}, function, "other", deduplicate=True)["status"] == "queued"
+    told = queue.enqueue({"order": 7}, nothing, priority="high", deduplicate=True)
+    assert (told["status"], told["processor"], told["queue"], told["priority"]) == (
+        "duplicate", "nothing", "nothing", "normal"
+    )  # fmt: skip
+
+
+def test_a_key_counts_for_all_processors_and_says_whose_it_is(config, queue):
+    first = queue.enqueue({}, nothing, "mail", deduplication_key="k")
+    told = queue.enqueue({}, fails, "reports", deduplication_key="k")
+    assert told == {
+        "operation_id": first["operation_id"],
+        "status": "duplicate",
+        "reason": "deduplication_key",
+        "duplicate_of": first["operation_id"],
+        "queue": "mail",
+        "priority": "normal",
+        "processor": "nothing",
+        "is_async": None,
+    }
+
+
+async def test_a_failure_that_is_put_back_has_its_key_again(config, queue):
+    add(config, fails)
+    once = QueueRetryConfig(max_attempts=1)
+    first = queue.enqueue({}, fails, deduplication_key="k", retry_config=once)
+    async with running(config):
+        await until_metrics(config, failed=1)
+    assert FailureStore(config).retry(first["operation_id"])
+    assert duplicate(queue.enqueue({}, fails, deduplication_key="k"), first["operation_id"])
 
 
 def test_a_batch_tells_of_each_duplicate(config, queue):

@@ -122,6 +122,8 @@ class Model:
         del self.given_up[state][operation_id]
         self.metrics["callbacks_requeued" if operation.kind == "c" else "requeued"] += 1
         operation.attempts = operation.crashes = operation.exhaustions = 0
+        if operation.digest:
+            self.dedup.setdefault(operation.digest, operation.id)
         self._born(operation, delayed=False)
         self._wake(self.registry[operation.queue])
         return True

@@ -67,7 +67,9 @@ class Seen:
         self.ready: dict[str, list[str]] = dict(found["ready"])
         self.leases, self.delayed = _scores(found["leases"]), _scores(found["delayed"])
         self.failures, self.system_errors = _scores(found["failures"]), _scores(found["system_errors"])
-        self.dedup = {key_of_digest[digest]: holder for digest, (holder, _) in dict(found["dedup"]).items()}
+        self.dedup = {
+            key_of_digest[digest]: holder.partition("\x1f")[0] for digest, (holder, _) in dict(found["dedup"]).items()
+        }
         self.dedup_expiries = [ttl for _, ttl in dict(found["dedup"]).values()]
         self.answer_expiries: list[int] = list(found["sent"])
         self.woken = {side for side, was_set in found["wake"].items() if was_set}

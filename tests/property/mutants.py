@@ -103,7 +103,7 @@ MUTANTS: Final = (
             "redis.call('ZADD', kind == 's' and prefix .. 'wake:sync' or prefix .. 'wake', 0, '0')", ""),
     _mutant("what comes alone wakes one that has no thread", "enqueue_one", "kind == 's' and", "false and"),
     _mutant("what comes alone is not counted", "enqueue_one", "redis.pcall('HINCRBY', KEYS[3], 'enqueued', 1)", "0"),
-    _mutant("enqueue takes an id twice in one request", "enqueue", "if taken[id] or (some", "if (some"),
+    _mutant("enqueue takes an id twice in one request", "enqueue", "if taken[id] then", "if false then"),
     _mutant("enqueue takes a key twice in one request", "enqueue", "holders[digest] or redis", "redis"),
     _mutant("a dedup key never expires", "enqueue", ", 'PX', ARGV[i + 1] + ARGV[i + 3])", ")"),
     _mutant("enqueue wakes nobody", "enqueue", "if new > 0 then wake(prefix, kind) end", ""),
@@ -112,7 +112,7 @@ MUTANTS: Final = (
     _mutant("done is kept for ever", "complete", "redis.call('PEXPIRE', key, keep)", ""),
     _mutant("a failure is kept for ever", "fail", "redis.call('PEXPIRE', key, ARGV[9] + 3600000)", ""),
     _mutant("a failure keeps its dedup key", "fail", "release_dedup(prefix, id, redis.call('HGET', key, 'dk'))", ""),
-    _mutant("another's dedup key is released", COMMON, "if redis.pcall('GET', key) == id then", "if true then"),
+    _mutant("another's dedup key is released", COMMON, " and holder_id(entry) == id then", " then"),
     _mutant("a failed attempt is not counted", "retry", "redis.call('HINCRBY', key, 'at', 1)", ""),
     _mutant("sent again counts as stale", "complete", "if again ~= '1' then", "if true then"),
     # What comes back

@@ -431,7 +431,10 @@ def test_the_result_of_an_enqueue_is_one_line():
     assert describe(result, 0.0) == "queued id  f in low:q"
     assert describe(result | {"status": "scheduled"}, 90.0).endswith(", ready in 90 s")
     duplicate = result | {"status": "duplicate", "reason": "deduplication_key", "duplicate_of": "other"}
-    assert "other holds this deduplication key" in describe(duplicate, 0.0)
+    told = "duplicate: operation other holds this deduplication key{}; nothing was enqueued"
+    assert describe(duplicate, 0.0) == told.format(" (f in low:q)")
+    assert describe(duplicate | {"queue": None, "priority": None}, 0.0) == told.format("")
+    assert describe(duplicate | {"processor": None}, 0.0) == told.format("")
 
 
 def rendered(view, width=100) -> str:

@@ -47,12 +47,21 @@ def test_a_call_may_ask_for_replicas_or_not(make):
     assert waits(producer) == []
 
 
-def test_a_large_batch_is_confirmed_once_after_all_of_it(make):
+def test_each_part_of_a_large_batch_is_confirmed(make):
     producer = make(**FEW)
     producer.answer = answering(2)
     assert len(producer.enqueue_batch([{}] * 2500, compute)) == 2500
-    assert [call.name for call in producer.broker.calls] == ["enqueue", "enqueue", "enqueue", "WAIT"]
+    assert [call.name for call in producer.broker.calls] == ["enqueue", "WAIT"] * 3
     assert len({call.keys[-1] for call in producer.broker.named("enqueue")}) == 3, "each part has a lane of its own"
+
+
+def test_a_large_batch_waits_once_for_replicas_that_do_not_confirm(make):
+    producer = make(**FEW)
+    producer.answer = answering(1)
+    with pytest.raises(NotDurableError, match="1 of 2 replicas") as caught:
+        producer.enqueue_batch([{}] * 2500, compute)
+    assert [call.name for call in producer.broker.calls] == ["enqueue", "WAIT", "enqueue", "enqueue"]
+    assert (caught.value.confirmed, len(caught.value.results)) == (1, 2500)
 
 
 def test_the_choice_does_not_go_over_the_wire(make):

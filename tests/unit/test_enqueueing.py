@@ -124,8 +124,6 @@ def test_ids_are_unique_unless_given(producer):
     [
         (b"q", {"status": "queued"}),
         (b"s", {"status": "scheduled"}),
-        (b"i", {"status": "duplicate", "reason": "operation_id", "duplicate_of": "mine"}),
-        (b"dother", {"status": "duplicate", "reason": "deduplication_key", "duplicate_of": "other"}),
     ],
 )
 def test_the_result_says_what_became_of_it(producer, answer, told):
@@ -133,6 +131,33 @@ def test_the_result_says_what_became_of_it(producer, answer, told):
     result = producer.enqueue({}, compute, operation_id="mine")
     common = {"queue": "compute", "priority": "normal", "processor": "compute", "is_async": False}
     assert result == {"operation_id": "mine", **common, **told}
+
+
+NOBODY_KNOWS = (None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "holder", "place"),
+    [
+        (b"i", "operation_id", "mine", NOBODY_KNOWS),
+        (b"i\x1fhigh:compute\x1fcompute", "operation_id", "mine", ("compute", "high", "compute", False)),
+        (b"i\x1f\x1f", "operation_id", "mine", NOBODY_KNOWS),
+        (b"dother", "deduplication_key", "other", NOBODY_KNOWS),
+        (b"dother\x1flow:mail\x1fsend", "deduplication_key", "other", ("mail", "low", "send", None)),
+        (b"dother\x1flow:mail\x1fcompute", "deduplication_key", "other", ("mail", "low", "compute", None)),
+        (b"dother\x1flow:mail\x1f", "deduplication_key", "other", ("mail", "low", None, None)),
+        (b"dother\x1fno queue\x1fsend", "deduplication_key", "other", (None, None, "send", None)),
+    ],
+)
+def test_a_duplicate_is_told_of_the_operation_that_is_there(producer, answer, reason, holder, place):
+    producer.answer = lambda _: [answer]
+    assert producer.enqueue({}, compute, operation_id="mine") == {
+        "operation_id": holder,
+        "status": "duplicate",
+        "reason": reason,
+        "duplicate_of": holder,
+        **dict(zip(("queue", "priority", "processor", "is_async"), place, strict=True)),
+    }
 
 
 def test_what_the_processor_was_registered_with_is_its_default(producer):
@@ -256,6 +281,16 @@ def test_other_content_has_another_hash(producer, other):
 def test_the_hash_is_of_what_a_custom_serializer_makes(producer):
     options = {"custom_serializer": lambda z: [z.real, z.imag]}
     assert digest(producer, {"z": 1j}, **options) == digest(producer, {"z": [0.0, 1.0]}, **options)
+
+
+def test_the_same_content_for_another_processor_or_queue_is_other_work(producer):
+    one = digest(producer, {"a": 1})
+    assert digest(producer, {"a": 1}, priority="high") == one
+    assert digest(producer, {"a": 1}, queue_name="compute") == one
+    assert digest(producer, {"a": 1}, queue_name="other") != one
+    assert producer.enqueued({"a": 1}, "fakes:compute", deduplicate=True).digest == one
+    assert producer.enqueued({"a": 1}, "fakes2:compute", deduplicate=True).digest != one
+    assert producer.enqueued({"a": 1}, send, queue_name="compute", deduplicate=True).digest != one
 
 
 def test_a_key_of_ones_own_goes_before_the_hash(producer):

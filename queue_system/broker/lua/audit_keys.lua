@@ -13,7 +13,7 @@ for i = 2, #ARGV do
   local known = redis.pcall('HEXISTS', KEYS[1], name)
   reply[n + 3], reply[n + 4], reply[n + 5] = type(known) == 'number' and known or 0, '', ''
   if digest and reply[n + 1] == 'string' then
-    local holder = redis.call('GET', key)
+    local holder = holder_id(redis.call('GET', key))
     local h = redis.pcall('HMGET', op_key(prefix, holder), 'st', 'dk')
     reply[n + 4] = holder
     if not h.err and h[2] == digest then reply[n + 5] = h[1] or '' end

@@ -6,7 +6,7 @@
 --   q  "{priority}:{queue}"   b  body     k  'o' operation, 'c' callback
 --   ts accepted, rd due, fa first call of its processor, fl given up: milliseconds, clock of Redis
 --   tk fencing token          dc deliveries          at attempts that ended   cr crashes   ex exhaustions
---   dk dedup digest           err last error (JSON)              hist attempts (JSON lines)
+--   dk dedup digest, dw its window (ms)                        err last error (JSON)              hist attempts (JSON lines)
 --   tp trace of the last attempt (traceparent)
 --   al for how long it is to run alone (ms): it is a suspect, for workers have died during it (see reap)
 --   w  last claim: "{milliseconds} {worker}"     pb last put back with a delay: "{deliveries by then} {reason}"
@@ -110,11 +110,31 @@ local function count_all(prefix, fields)
   for field in string.gmatch(fields, '[^,]+') do count(prefix, field, 1) end
 end
 
+-- An operation as a duplicate is told of it: its id, queue and processor, which a dedup key holds and so outlive it.
+-- The processor is '' where the body does not say it, or not in one word.
+local function holder_entry(id, queue, body)
+  local processor = string.match(body or '', '"processor":"([^"\\%s%c]*)"')
+  return id .. '\31' .. (queue or '') .. '\31' .. (processor or '')
+end
+
+-- The id in such an entry.
+local function holder_id(entry)
+  return string.match(entry, '^[^\31]*')
+end
+
 local function release_dedup(prefix, id, digest)
   if digest and digest ~= '' then
     local key = prefix .. 'dedup:' .. digest
-    if redis.pcall('GET', key) == id then redis.call('DEL', key) end
+    local entry = redis.pcall('GET', key)
+    if type(entry) == 'string' and holder_id(entry) == id then redis.call('DEL', key) end
   end
+end
+
+-- What is answered when an id exists: what a duplicate is told of it, without the id.
+local function exists_as(key)
+  local h = redis.pcall('HMGET', key, 'q', 'b')
+  if h.err then return 'i' end
+  return 'i' .. holder_entry('', is_queue(h[1]) and h[1], h[2])
 end
 
 -- A callback is an operation of its own, born in the script that commits its parent's outcome.

@@ -5,7 +5,8 @@
 -- ARGV  1 prefix  2 "{priority}:{queue}"  3 kind a|s|m, or u when the producer does not know the function
 --       4 number of the request in its lane  5 for how long its reply is kept (ms)
 --       then for each: id, delay (ms), dedup digest or '', dedup window (ms), body
--- Reply one string for each: 'q' queued | 's' scheduled | 'i' the id exists | 'd{holder}' duplicate of holder
+-- Reply one string for each: 'q' queued | 's' scheduled | 'i{\31 queue \31 processor}' the id exists, as that |
+--       'd{id \31 queue \31 processor}' duplicate of that one. Queue and processor are missing, or '', if not known
 -- Cost  7 commands, and one for each operation, 2 more with a dedup key; at most 1,000 operations a call
 local prefix, queue = ARGV[1], ARGV[2]
 
@@ -24,14 +25,16 @@ for j = 1, n do
   local i = 5 * j + 1
   local id, digest = ARGV[i], ARGV[i + 2]
   local holder = digest ~= '' and (holders[digest] or redis.call('GET', prefix .. 'dedup:' .. digest))
-  if taken[id] or (some_exist and redis.call('EXISTS', keys[j]) == 1) then
-    reply[j] = 'i'
+  if taken[id] then
+    reply[j] = 'i' .. holder_entry('', queue, taken[id])
+  elseif some_exist and redis.call('EXISTS', keys[j]) == 1 then
+    reply[j] = exists_as(keys[j])
   elseif holder then
-    reply[j] = 'd' .. holder
+    reply[j] = 'd' .. string.gsub(holder, '%s', '')  -- answers are kept with spaces between them
   else
     new = new + 1
-    taken[id] = true
-    if digest ~= '' then holders[digest] = id end
+    taken[id] = ARGV[i + 4]
+    if digest ~= '' then holders[digest] = holder_entry(id, queue, ARGV[i + 4]) end
     if ARGV[i + 1] == '0' then
       reply[j] = 'q'
       ready[#ready + 1] = id
@@ -63,8 +66,9 @@ for j = 1, n do
     if digest == '' then
       redis.call('HSET', key, 'st', state, 'q', queue, 'b', ARGV[i + 4], 'ts', at, 'rd', due)
     else
-      redis.call('HSET', key, 'st', state, 'q', queue, 'b', ARGV[i + 4], 'ts', at, 'rd', due, 'dk', digest)
-      redis.call('SET', prefix .. 'dedup:' .. digest, ARGV[i], 'PX', ARGV[i + 1] + ARGV[i + 3])
+      redis.call('HSET', key, 'st', state, 'q', queue, 'b', ARGV[i + 4], 'ts', at, 'rd', due, 'dk', digest,
+        'dw', ARGV[i + 3])
+      redis.call('SET', prefix .. 'dedup:' .. digest, holders[digest], 'PX', ARGV[i + 1] + ARGV[i + 3])
     end
   end
 end

@@ -4,7 +4,7 @@
 -- ARGV  1 prefix  2 "{priority}:{queue}"  3 kind a|s|m, or u when the producer does not know the function
 --       4 number of the request in its lane  5 for how long its reply is kept (ms)  6 id  7 body
 --       8 what the lane has if the request before it was one like this, and queued
--- Reply {'q'} queued | {'i'} the id exists
+-- Reply {'q'} queued | {'i{\31 queue \31 processor}'} the id exists, as in enqueue.lua
 -- Cost  9 commands
 local prefix, queue, id, kind = ARGV[1], ARGV[2], ARGV[6], ARGV[3]
 
@@ -14,12 +14,16 @@ local t = redis.call('TIME')
 local now = t[1] .. string.sub('00000' .. t[2], -6, -4)
 local known = redis.call('HGET', KEYS[2], queue)
 local key = prefix .. 'op:' .. id
-local answer = redis.call('EXISTS', key) == 0 and 'q' or 'i'
+local answer = redis.call('EXISTS', key) == 0 and 'q'
+if not answer then
+  -- functions
+  answer = exists_as(key)
+end
 local last = redis.pcall('SET', KEYS[1], ARGV[4] .. ' ' .. answer, 'PX', ARGV[5], 'GET')
 
 -- Mostly the request before it was one like this, and the queue is known. Texts are quicker compared than made numbers.
 if known and (kind == 'u' or known == 'm') then kind = known end
-if last ~= ARGV[8] or answer == 'i' or known ~= kind then
+if last ~= ARGV[8] or answer ~= 'q' or known ~= kind then
   -- functions
   local instead
   instead, last = judged(KEYS[1], ARGV[4], last, ARGV[5])
@@ -28,7 +32,7 @@ if last ~= ARGV[8] or answer == 'i' or known ~= kind then
   if known ~= kind and type(redis.pcall('LLEN', prefix .. queue)) ~= 'table' then
     kind = note_kind(prefix, queue, known, kind)
   end
-  if answer == 'i' then
+  if answer ~= 'q' then
     add(KEYS[3], 'deduplicated', 1)
     return { answer }
   end
