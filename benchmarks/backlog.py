@@ -54,14 +54,13 @@ def main() -> None:
         manager.enqueue_batch([PAYLOAD] * min(1000, size - start), noop_async)
     filled = {"bytes": (dataset(client) - empty) / size} if size else {}
     enqueueing, claiming = Meter(client), Meter(client)
-    queues, version = known_queues(config)
     done = 0
     for _ in range(TURNS):
         with enqueueing:
             for _ in range(BATCH):
                 manager.enqueue(PAYLOAD, noop_async)
         with claiming:
-            done += claim_and_complete(config, queues, version)
+            done += claim_and_complete(config)
     print(
         json.dumps(
             {
@@ -75,26 +74,13 @@ def main() -> None:
     )
 
 
-def known_queues(config: QueueConfig) -> tuple[Any, str]:
-    """The registry, as a worker learns it by its first claim, which takes nothing."""
-    claimed = config.broker.run(_claim(config, (), "", 0))
-    if claimed.registry is None:
-        raise RuntimeError("the first claim told no queues")
-    return claimed.registry, claimed.registry_version
-
-
-def claim_and_complete(config: QueueConfig, queues: Any, version: str) -> int:
-    claimed = config.broker.run(_claim(config, queues, version, BATCH))
+def claim_and_complete(config: QueueConfig) -> int:
+    claim = config.commands.claim(async_slots=BATCH, sync_slots=BATCH, lease=60.0, retention=60.0)
+    claimed = config.broker.run(claim)
     done = [Completion(one.operation_id, one.token, "a") for one in claimed.deliveries]
     if not all(config.broker.run(config.commands.complete(done, done_ttl=0.0, again=False))):
         raise RuntimeError("a completion was refused")
     return len(done)
-
-
-def _claim(config: QueueConfig, queues: Any, version: str, slots: int) -> Any:
-    return config.commands.claim(
-        queues, async_slots=slots, sync_slots=slots, lease=60.0, registry_version=version, retention=60.0
-    )
 
 
 def dataset(client: redis.Redis) -> int:

@@ -102,7 +102,7 @@ class AuditReport:
     """What an audit has found.
 
     Attributes:
-        checks: I1 to I8, ``depths`` and ``keys``, in this order.
+        checks: I1 to I8, ``depths``, ``index`` and ``keys``, in this order.
         operations: how many operations were looked at.
         keys: how many other keys.
         seconds: how long it took.
@@ -415,7 +415,7 @@ class _Auditor:
                 yield _in_no_list(each)
 
     def _sums_again(self) -> Iterator[Fault]:
-        if not self._suspects.of("I1", "depths"):
+        if not self._suspects.of("I1", "depths", "index"):
             return
         before = self._read.counts()
         yield from faults_of_counts(before)

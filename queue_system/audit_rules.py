@@ -21,9 +21,10 @@ CHECKS: Final = {
     "I7": "no live operation expires, and every ended one does",
     "I8": "an operation ends done or failed, and not both",
     "depths": "the counters of depth by queue are those of the containers",
+    "index": "the index of the ready queues names those that have something ready, and no others",
     "keys": "every key below the prefix is one of the queue's",
 }
-"""Each check with what it says: the invariants, and two more."""
+"""Each check with what it says: the invariants, and three more."""
 
 STATES: Final = ("ready", "delayed", "leased", "done", "failed", "system_error")
 LIVE: Final = frozenset({"ready", "delayed", "leased"})
@@ -76,6 +77,10 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "ended_twice": Problem("I8", "it counts as more than one ending: find out who writes to these keys by hand"),
     "depth_total": Problem("depths", "only the metrics by queue are wrong; they right themselves when it is empty"),
     "depth_of_queue": Problem("depths", "only the metrics by queue are wrong; they right themselves when it is empty"),
+    "wrong_index": Problem(
+        "index",
+        "workers put it right within a minute: does one run, and is a worker or producer of an old version about?",
+    ),
     "unknown_key": Problem("keys", "whose is it? Another program, or a longer prefix, should not share this one"),
     "wrong_type": Problem("keys", "commands on it fail: move it away with RENAME, and find out who has written it"),
     "forever": Problem("keys", "it should expire: delete it when nothing of that name runs any more"),
@@ -202,6 +207,8 @@ _FIXED: Final = {
     "workers": "zset",
     "wake": "zset",
     "wake:sync": "zset",
+    "ready": "zset",
+    "ready:sync": "zset",
     "reaper": "zset",
     "token": "string",
 }
@@ -263,6 +270,8 @@ def faults_of_counts(counts: AuditCounts) -> Iterator[Fault]:
         counted = sum(_number(value) for field, value in counts.depths.items() if field.startswith(f"{letter}:"))
         if counted != lengths[name]:
             yield Fault("depth_total", name, f"the counters say {counted}, and there are {lengths[name]}")
+    for queue, what in sorted(counts.index.items()):
+        yield Fault("wrong_index", queue, what)
 
 
 def faults_of_depths(counts: AuditCounts, tallies: Mapping[str, Mapping[str, int]]) -> Iterator[Fault]:

@@ -61,6 +61,8 @@ class Keys:
         "metrics",
         "operation_prefix",
         "prefix",
+        "ready_index",
+        "ready_index_sync",
         "reaper",
         "registry",
         "registry_version",
@@ -94,6 +96,8 @@ class Keys:
         self.workers = f"{prefix}workers"
         self.wake = f"{prefix}wake"
         self.wake_sync = f"{prefix}wake:sync"
+        self.ready_index = f"{prefix}ready"
+        self.ready_index_sync = f"{prefix}ready:sync"
         self.reaper = f"{prefix}reaper"
 
     def ready(self, queue_name: str, priority: str) -> str:

@@ -193,9 +193,7 @@ class _Watch:
     def _peek(self) -> Call[Claimed]:
         """A claim without slots takes nothing, and says when the next operation is due."""
         retention = self._config.backup_ttl
-        return self._config.commands.claim(
-            [], async_slots=0, sync_slots=0, lease=1.0, registry_version="", retention=retention
-        )
+        return self._config.commands.claim(async_slots=0, sync_slots=0, lease=1.0, retention=retention)
 
 
 def _in_event_loop() -> bool:

@@ -21,7 +21,6 @@ from chaos.nursery import Child, Nursery
 from chaos.report import Report
 from chaos.scenario import Plan, scenario
 from queue_system import QueueManager, QueueRetryConfig
-from queue_system.broker.messages import ReadyQueue
 from queue_system.keys import Keys
 from queue_system.summary import unaccounted
 
@@ -157,9 +156,8 @@ class Case:
         self._redis.hset(self._keys.operation("garbage"), "b", b"\xff{")
 
     def _hold_and_die(self) -> None:
-        ready = ReadyQueue("work", "normal", "a", self._keys.ready("work", "normal"))
         claim = self._config.commands.claim(
-            [ready], async_slots=len(DEAD_HOLD), sync_slots=0, lease=0.001, registry_version="", retention=3600.0
+            only=["normal:work"], async_slots=len(DEAD_HOLD), sync_slots=0, lease=0.001, retention=3600.0
         )
         held = self._config.broker.run(claim).deliveries
         if len(held) != len(DEAD_HOLD):

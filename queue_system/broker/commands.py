@@ -121,22 +121,21 @@ class Commands:
 
     def claim(
         self,
-        queues: Sequence[ReadyQueue],
         *,
         async_slots: int,
         sync_slots: int,
         lease: float,
-        registry_version: str,
         retention: float,
         worker: str = "",
         suspect: bool = False,
+        only: Sequence[str] = (),
     ) -> Call[Claimed]:
-        """Lease at most so many operations of the given queues, which are in the order of dispatch, to `worker`.
+        """Lease at most so many operations to `worker`, in the order of dispatch.
 
-        With `suspect`, one during which workers have died may be leased, and then nothing else.
+        With `suspect`, one during which workers have died may be leased, and then nothing else. `only` names the queues
+        to take from, each as ``{priority}:{queue}``; none for all.
         """
         keys = self.keys
-        ready = tuple(queue.key for queue in queues)
         return Call(
             "claim",
             (
@@ -147,21 +146,20 @@ class Commands:
                 keys.wake_sync,
                 keys.system_errors,
                 keys.registry,
-                keys.registry_version,
-                *ready,
+                keys.ready_index,
+                keys.ready_index_sync,
             ),
             [
                 keys.prefix,
                 min(async_slots, MAX_CLAIM),
                 min(sync_slots, MAX_CLAIM),
                 _ms(lease),
-                registry_version,
-                "".join(queue.kind for queue in queues),
                 _ms(retention),
                 worker,
                 int(suspect),
+                *only,
             ],
-            lambda reply: replies.claimed(reply, ready, keys.ready),
+            partial(replies.claimed, keys.prefix),
             idempotent=False,
         )
 
@@ -308,6 +306,9 @@ class Commands:
                 keys.workers,
                 keys.delayed,
                 keys.depths,
+                keys.registry_version,
+                keys.ready_index,
+                keys.ready_index_sync,
             ),
             [keys.prefix, max_crashes, _ms(interval), _ms(lease), _ms(retention), REAP_LIMIT],
             lambda reply: Reaped(int(reply[0]), bool(reply[1]), replies.deliveries(reply[2], (), 0.0)),
@@ -330,7 +331,8 @@ class Commands:
     def purge_ready(self, queue: str, priority: str) -> Call[int]:
         """Discard up to 500 ready operations; the reply says how many ids were taken out."""
         keys = self.keys
-        return Call("purge", (keys.ready(queue, priority), keys.metrics), [keys.prefix], int)
+        index = keys.ready_index, keys.ready_index_sync
+        return Call("purge", (keys.ready(queue, priority), keys.metrics, *index), [keys.prefix], int)
 
     def purge_delayed(self, queue: str, priority: str, cursor: int) -> Call[tuple[int, int]]:
         """One step over the delayed operations: (next cursor, 0 at the end; how many were discarded)."""
@@ -417,6 +419,8 @@ class Commands:
                 keys.system_errors,
                 keys.metrics,
                 keys.depths,
+                keys.ready_index,
+                keys.ready_index_sync,
             ),
             [keys.prefix, _ms(left_behind_after)],
             replies.audit_counts,

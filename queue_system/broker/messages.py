@@ -131,6 +131,8 @@ class ReadyQueue:
 class Claimed(msgspec.Struct, frozen=True):
     """A claim's reply. `next_due` is in seconds from now, None when nothing is delayed.
 
+    `kinds`: those of the queues that the deliveries came from, by the key of their list: ``a`` async, ``s`` sync, ``m``
+    both, ``u`` unknown.
     `alone_for`: the only delivery is a suspect, which is to run alone for so many seconds; 0 when it is none.
     `suspect_waits`: there is one at the head of a queue, which was not to be taken.
     """
@@ -140,8 +142,7 @@ class Claimed(msgspec.Struct, frozen=True):
     next_due: float | None
     more_async: bool
     more_sync: bool
-    registry_version: str
-    registry: list[ReadyQueue] | None
+    kinds: dict[str, str] = msgspec.field(default_factory=dict)
     alone_for: float = 0.0
     suspect_waits: bool = False
 
@@ -248,7 +249,8 @@ class DepthReply:
 class AuditCounts:
     """All counts in one instant. `depths` are the counters by queue, ``{letter}:{priority}:{queue}``.
 
-    `left_behind` counts the leases that expired a while ago, and that nobody took back.
+    `left_behind` counts the leases that expired a while ago, and that nobody took back. `index` says by queue what is
+    wrong with the index of what is ready.
     """
 
     now: float
@@ -261,6 +263,7 @@ class AuditCounts:
     depths: dict[str, str]
     token: str
     left_behind: int
+    index: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

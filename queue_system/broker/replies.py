@@ -44,18 +44,19 @@ _OPERATION_FACTS = 14
 _KEY_FACTS = 5
 
 
-def claimed(reply: Any, ready: tuple[str, ...], ready_key: Callable[[str, str], str]) -> Claimed:
-    """The reply of claim; `ready` are the lists it was asked for, `ready_key` names the list of a queue."""
-    now_ms, due, more_async, more_sync, version, registry, operations, suspect = reply
+def claimed(prefix: str, reply: Any) -> Claimed:
+    """The reply of claim."""
+    now_ms, due, more_async, more_sync, sources, operations, suspect = reply
     now = int(now_ms) / 1000
+    ready = [prefix + text(queue) for queue in sources[::2]]
+    kinds = (text(kind) for kind in sources[1::2])
     return Claimed(
         now=now,
         deliveries=deliveries(operations, ready, now),
         next_due=None if int(due) < 0 else int(due) / 1000,
         more_async=bool(more_async),
         more_sync=bool(more_sync),
-        registry_version=text(version),
-        registry=ready_queues(registry, ready_key) if registry else None,
+        kinds={key: kind if kind in _KINDS else KIND_UNKNOWN for key, kind in zip(ready, kinds, strict=True)},
         alone_for=max(0, int(suspect)) / 1000,
         suspect_waits=int(suspect) < 0,
     )
@@ -72,8 +73,8 @@ def ready_queues(flat: Any, ready_key: Callable[[str, str], str]) -> list[ReadyQ
     return queues
 
 
-def deliveries(flat: Any, ready: tuple[str, ...], now: float) -> list[Delivery]:
-    """Claimed operations; `now` is the time of the claim in seconds."""
+def deliveries(flat: Any, ready: Sequence[str], now: float) -> list[Delivery]:
+    """Claimed operations; `ready` are the lists that they number, `now` is the time of the claim in seconds."""
     now_ms = round(now * 1000)
     each = iter(flat)
     return [
@@ -201,7 +202,7 @@ def whereabouts(reply: Any) -> Whereabouts:
 
 def audit_counts(reply: Any) -> AuditCounts:
     """The reply of audit_counts."""
-    now, queues, delayed, leased, failures, system_errors, metrics, depths, token, left_behind = reply
+    now, queues, delayed, leased, failures, system_errors, metrics, depths, token, left_behind, wrong = reply
     return AuditCounts(
         now=int(now) / 1000,
         queues=dict(_lengths(queues)),
@@ -213,6 +214,7 @@ def audit_counts(reply: Any) -> AuditCounts:
         depths=_texts(depths),
         token=text(token),
         left_behind=int(left_behind),
+        index=_texts(wrong),
     )
 
 

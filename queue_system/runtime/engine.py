@@ -51,6 +51,8 @@ CANCEL_GRACE: Final = 1.0
 """Seconds for cancelled processors to clean up, after the grace of a stop is over."""
 
 CALLBACK_THREADS: Final = 4
+RELEARN_AFTER: Final = 60.0  # a queue that was forgotten meanwhile comes back with an unknown kind
+MAX_LEARNED: Final = 10_000
 
 SHUTDOWN: Final = "shutdown"
 LEASE_LOST: Final = "lease_lost"
@@ -149,7 +151,7 @@ class Engine:
         self._last_account = (0.0, 0.0)
         self._utilization = self._lag = 0.0
         self._commands = commands
-        self._learned: set[tuple[str, str, str]] = set()
+        self._learned: dict[tuple[str, str, str], float] = {}  # when
         self._teaching: set[asyncio.Task[None]] = set()
         self._breaker = breaker
         contact = Contact(breaker, lambda seconds: self._on_loop(hooks.on_event, BrokerBack(seconds)))
@@ -330,9 +332,12 @@ class Engine:
         if claim.kind in (kind, KIND_MIXED):
             return
         lesson = item["queue"], item["priority"], kind
-        if lesson in self._learned:
+        now = time.monotonic()
+        if now - self._learned.get(lesson, -RELEARN_AFTER) < RELEARN_AFTER:
             return
-        self._learned.add(lesson)
+        if len(self._learned) >= MAX_LEARNED:
+            self._learned.clear()
+        self._learned[lesson] = now
         task = self._loop.create_task(self._teach(lesson))
         self._teaching.add(task)
         task.add_done_callback(self._teaching.discard)
@@ -341,7 +346,7 @@ class Engine:
         try:
             await self._broker.run(self._commands.learn(*lesson))
         except BrokerUnavailableError:
-            self._learned.discard(lesson)  # at the next operation of that queue, then
+            self._learned.pop(lesson, None)  # at the next operation of that queue, then
         except BaseException as error:  # noqa: BLE001  a lesson is a help: what hinders it must not hinder the stop
             self._loop_failed("learn", error)
 

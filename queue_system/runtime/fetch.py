@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from queue_system.broker.aio import AsyncBroker
 from queue_system.broker.commands import Commands
-from queue_system.broker.messages import Call, Claimed, Delivery, ReadyQueue
+from queue_system.broker.messages import Call, Claimed, Delivery
 from queue_system.errors import BrokerUnavailableError, QueueError
 from queue_system.events import (
     BrokerCall,
@@ -100,12 +100,9 @@ class Fetcher:
         self._contact = contact
         self._lease = lease
         self._retention = retention
-        self._only = queues
+        names = sorted(queues or ())
+        self._only = [f"{priority}:{name}" for priority in PRIORITIES for name in names]
         self._worker_id = worker_id
-        self._queues: list[list[ReadyQueue]] = []  # by priority, highest first
-        self._kinds: dict[str, str] = {}
-        self._version = ""
-        self._turn_number = 0
         self._due_timer: asyncio.TimerHandle | None = None
         self._accepting = True
         self._maybe_async = self._maybe_sync = True  # there may be ready operations of this kind
@@ -310,28 +307,18 @@ class Fetcher:
 
     def _claim_for(self, slots: Slots) -> Call[Claimed]:
         return self._commands.claim(
-            self._in_turn(),
             async_slots=slots.for_async,
             sync_slots=slots.for_sync,
             lease=self._lease,
-            registry_version=self._version,
             retention=self._retention,
             worker=self._worker_id,
             suspect=slots.suspect,
+            only=self._only,
         )
 
     def _wants(self, slots: Slots) -> bool:
         """Whether there may be something to claim for a free slot."""
         return (slots.for_async > 0 and self._maybe_async) or (slots.for_sync > 0 and self._maybe_sync)
-
-    def _in_turn(self) -> list[ReadyQueue]:
-        """The queues in the order of dispatch. Those of one priority take turns in being the first."""
-        self._turn_number += 1
-        ordered: list[ReadyQueue] = []
-        for same in self._queues:
-            first = self._turn_number % len(same)
-            ordered += same[first:] + same[:first]
-        return ordered
 
     async def _send(
         self, calls: Sequence[Call[Any]], batch: Sequence[Settlement], slots: Slots | None
@@ -386,9 +373,6 @@ class Fetcher:
         self._set_clock(reply.now, asked_at)
         self._expect(reply.next_due)
         self._take(reply)
-        if reply.registry is not None:
-            self._learn(reply)
-            return
         woken = self._maybe_async or self._maybe_sync
         self._maybe_async |= reply.more_async
         self._maybe_sync |= reply.more_sync
@@ -408,17 +392,6 @@ class Fetcher:
         least, most = now - time.monotonic(), now + 0.001 - asked_at
         self._offset = least if self._offset is None else min(max(self._offset, least), most)
 
-    def _learn(self, reply: Claimed) -> None:
-        """The registry has changed: take it over, and claim again with all queues."""
-        self._version = reply.registry_version
-        only = self._only
-        queues = [queue for queue in reply.registry or () if only is None or queue.queue in only]
-        by_priority = ([queue for queue in queues if queue.priority == priority] for priority in PRIORITIES)
-        self._queues = list(filter(None, by_priority))
-        self._kinds |= {queue.key: queue.kind for queue in queues}
-        self._maybe_async = self._maybe_sync = True
-        self._event.set()
-
     def _take(self, reply: Claimed) -> None:
         self._isolation.met(one_waits=reply.suspect_waits)
         if not reply.deliveries:
@@ -432,7 +405,7 @@ class Fetcher:
             self._isolation.took(reply.deliveries[0].token, reply.alone_for)
         else:
             self._isolation.took_others()
-        self._on_claimed([(delivery, self._kinds[delivery.ready_key]) for delivery in reply.deliveries])
+        self._on_claimed([(delivery, reply.kinds[delivery.ready_key]) for delivery in reply.deliveries])
 
     def _expect(self, next_due: float | None) -> None:
         """Look again when the next delayed operation is due: a blocking read that began before knows nothing of it."""

@@ -24,12 +24,11 @@ from queue_system.broker.messages import (
     Completion,
     Delivery,
     NewOperation,
-    ReadyQueue,
     Status,
 )
 from queue_system.broker.sync import SyncBroker
 from queue_system.embedded import EmbeddedServer
-from queue_system.keys import PRIORITIES, Keys
+from queue_system.keys import Keys
 from queue_system.registry import Registry
 from queue_system.summary import unaccounted
 from queue_system.testing import MemoryClients
@@ -122,8 +121,6 @@ class Rig:
         self.broker = SyncBroker(back_end.clients.sync(timeout=5.0), back_end.clients.address)
         self.redis: redis.Redis = back_end.clients.sync(timeout=5.0)
         self.garbage = False
-        self._queues: list[ReadyQueue] = []
-        self._version = ""
 
     def run(self, call: Call[Any]) -> Any:
         return self.broker.run(call)
@@ -148,18 +145,23 @@ class Rig:
                 self.commands.lanes.give_back(call.lane)
 
     def claim(
-        self, async_slots: int = 10, sync_slots: int = 10, *, lease: float = 10.0, suspect: bool = True
+        self,
+        async_slots: int = 10,
+        sync_slots: int = 10,
+        *,
+        lease: float = 10.0,
+        suspect: bool = True,
+        only: Sequence[str] = (),
     ) -> Claimed:
-        """Claim from all known queues in the order of dispatch."""
-        self.learn()
-        return self.run(self._claim(self._queues, async_slots, sync_slots, lease, suspect=suspect))
+        """Claim in the order of dispatch."""
+        call = self.commands.claim(
+            async_slots=async_slots, sync_slots=sync_slots, lease=lease, retention=3600.0, suspect=suspect, only=only
+        )
+        return self.run(call)
 
-    def learn(self) -> None:
-        """Take over the registry as a worker does."""
-        claimed = self.run(self._claim([], 0, 0, 1.0))
-        if claimed.registry is not None:
-            self._version = claimed.registry_version
-            self._queues = sorted(claimed.registry, key=lambda queue: (PRIORITIES.index(queue.priority), queue.queue))
+    def promote(self) -> Claimed:
+        """A claim without slots, which moves what is due and takes nothing."""
+        return self.claim(0, 0)
 
     def one(self, *, lease: float = 10.0) -> Delivery:
         """Claim the next operation."""
@@ -214,6 +216,10 @@ class Rig:
     def callback(self, operation_id: str = "callback") -> Callback:
         return Callback(operation_id, "__callbacks__", "high", b"body of the callback")
 
+    def index_faults(self) -> dict[str, str]:
+        """Where the index of the ready queues is wrong."""
+        return self.run(self.commands.audit_counts()).index
+
     def now_ms(self) -> int:
         return round(self.status().now * 1000)
 
@@ -254,6 +260,7 @@ class Rig:
     def check_invariants(self) -> None:
         if not self.garbage:
             assert unaccounted(self.status()) == 0, f"I1: {self.status()}"
+            assert self.index_faults() == {}
         places = self._places()
         for key, state, ttl in self._operations():
             operation_id = key.decode("utf-8", "surrogateescape").removeprefix(self.keys.operation_prefix)
@@ -299,16 +306,3 @@ class Rig:
             self.redis.delete(*keys)
         self.redis.close()
         self.broker.close()
-
-    def _claim(
-        self, queues: Sequence[ReadyQueue], async_slots: int, sync_slots: int, lease: float, *, suspect: bool = False
-    ) -> Call[Claimed]:
-        return self.commands.claim(
-            queues,
-            async_slots=async_slots,
-            sync_slots=sync_slots,
-            lease=lease,
-            registry_version=self._version,
-            retention=3600.0,
-            suspect=suspect,
-        )

@@ -277,6 +277,12 @@ def unregistered(rig):
     rig.redis.hincrby(rig.keys.metrics, "discarded", 1)
 
 
+def index_lies(rig):
+    rig.redis.zrem(rig.keys.ready_index, "normal:mail")
+    rig.redis.zadd(rig.keys.ready_index_sync, {"low:other": 5e15})
+    rig.redis.zadd(rig.keys.ready_index, {"high:empty": 1})
+
+
 VIOLATIONS = {
     lost: {"unaccounted": {"accepted"}, "missing": {"many-0"}},
     lost_whole: {"unaccounted": {"accepted"}},
@@ -289,7 +295,7 @@ VIOLATIONS = {
     leased_and_delayed: {"elsewhere": {"leased"}},
     twice: {"twice": {"ready"}},
     far_twice: {"twice": {"many-0"}},
-    wrong_list: {"wrong_list": {"ready"}},
+    wrong_list: {"wrong_list": {"ready"}, "wrong_index": {"normal:mail"}},
     no_token: {"no_token": {"leased"}},
     counter_gone: {"token_ahead": {"leased", "failed"}},
     done_and_leased: {"claimed_after_done": {"done"}},
@@ -309,7 +315,8 @@ VIOLATIONS = {
     unknown_key: {"unknown_key": {"stranger", "urgent:mail", "dedup:short"}},
     forever: {"forever": {"worker:w", "sent:client:1"}},
     wrong_type: {"wrong_type": {"high:other"}},
-    unregistered: {"unregistered": {"normal:mail"}},
+    unregistered: {"unregistered": {"normal:mail"}, "wrong_index": {"normal:mail"}},
+    index_lies: {"wrong_index": {"normal:mail", "low:other", "high:empty"}},
 }
 
 
@@ -362,7 +369,8 @@ def test_ids_of_any_bytes_are_looked_at(rig, look):
     rig.enqueue(*(NewOperation(each, b"b") for each in ("ü", "\udcff\udcfe", "with space")))
     assert look() == {}
     rig.redis.delete(rig.keys.ready("mail", "normal"))
-    assert look() == {"unaccounted": {"accepted"}, "missing": {"ü", "\udcff\udcfe", "with space"}}
+    missing = {"ü", "\udcff\udcfe", "with space"}
+    assert look() == {"unaccounted": {"accepted"}, "missing": missing, "wrong_index": {"normal:mail"}}
 
 
 def test_a_prefix_is_no_pattern(rig, make_config, back_end):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from queue_system.broker.messages import MAX_CLAIM, ReadyQueue
+from queue_system.broker.messages import MAX_CLAIM
 
 
 def ids(claimed) -> list[str]:
@@ -89,7 +89,6 @@ def test_a_full_side_does_not_hold_up_the_other(rig):
 
 def test_no_slots_take_nothing_and_tell_what_waits(rig):
     rig.enqueue("a")
-    rig.learn()
     claimed = rig.claim(0, 0)
     assert (claimed.deliveries, claimed.more_async, claimed.more_sync) == ([], True, False)
     assert rig.ready() == ["a"]
@@ -105,45 +104,32 @@ def test_a_claim_is_bounded(rig):
 def test_markers_are_set_for_what_is_left(rig):
     rig.enqueue("a1", "a2", queue="async")
     rig.enqueue("s1", "s2", queue="sync", kind="s")
-    rig.learn()
     for async_slots, sync_slots, left in [(1, 0, {"async", "sync"}), (1, 1, {"sync"}), (1, 1, set())]:
         rig.clear_markers()
         rig.claim(async_slots, sync_slots)
         assert rig.marked() == left
 
 
-def test_the_registry_is_told_when_it_is_news(rig):
-    claim = {"async_slots": 0, "sync_slots": 0, "lease": 1.0, "retention": 60.0}
+def test_the_kinds_of_the_queues_are_told_with_what_is_taken(rig):
     rig.enqueue("a", queue="mail", priority="high", kind="a")
     rig.enqueue("b", queue="pdf", priority="low", kind="s")
-    first = rig.run(rig.commands.claim([], registry_version="", **claim))
-    expected = {
-        ReadyQueue("mail", "high", "a", rig.keys.ready("mail", "high")),
-        ReadyQueue("pdf", "low", "s", rig.keys.ready("pdf", "low")),
-    }
-    assert set(first.registry) == expected
-    known = rig.run(rig.commands.claim([], registry_version=first.registry_version, **claim))
-    assert (known.registry, known.registry_version) == (None, first.registry_version)
-    rig.enqueue("c", queue="mail", priority="high", kind="a")
-    same = rig.run(rig.commands.claim([], registry_version=first.registry_version, **claim))
-    assert same.registry is None
+    rig.enqueue("c", queue="both", kind="m")
+    rig.enqueue("d", queue="later", kind="u")
+    kinds = {"high:mail": "a", "low:pdf": "s", "normal:both": "m", "normal:later": "u"}
+    assert rig.claim().kinds == {f"{rig.keys.prefix}{name}": kind for name, kind in kinds.items()}
+    assert rig.claim().kinds == {}
 
 
 def test_a_queue_that_gets_both_kinds_is_mixed_from_then_on(rig):
-    claim = {"async_slots": 0, "sync_slots": 0, "lease": 1.0, "retention": 60.0, "registry_version": ""}
-    versions = []
-    for kind, expected in [("a", "a"), ("s", "m"), ("a", "m"), ("m", "m")]:
-        rig.enqueue(f"by {kind} {len(versions)}".replace(" ", "-"), kind=kind)
-        claimed = rig.run(rig.commands.claim([], **claim))
-        (queue,) = claimed.registry
-        assert queue.kind == expected
-        versions.append(claimed.registry_version)
-    assert versions == ["1", "2", "2", "2"]
+    for number, (kind, expected) in enumerate([("a", "a"), ("s", "m"), ("a", "m"), ("m", "m")]):
+        rig.enqueue(f"op-{number}", kind=kind)
+        assert set(rig.claim().kinds.values()) == {expected}
+    assert rig.redis.get(rig.keys.registry_version) == b"2"  # what workers of an earlier version look at
 
 
-def test_an_empty_back_end_has_no_registry(rig):
+def test_an_empty_back_end_has_nothing(rig):
     claimed = rig.claim()
-    assert (claimed.deliveries, claimed.registry, claimed.registry_version, claimed.next_due) == ([], None, "0", None)
+    assert (claimed.deliveries, claimed.kinds, claimed.next_due) == ([], {}, None)
 
 
 def test_what_is_not_due_stays_and_says_when_it_will_be(rig):
@@ -158,10 +144,9 @@ def test_what_is_due_is_promoted_in_the_order_of_its_time(rig):
     rig.enqueue("b", "a", delay=60.0)
     rig.enqueue("c", kind="s", queue="sync", delay=60.0)
     rig.enqueue("ready")
-    rig.learn()
     rig.clear_markers()
     rig.redis.zadd(rig.keys.delayed, {"b": 1, "a": 2, "c": 3})
-    rig.learn()
+    rig.promote()
     assert (rig.ready(), rig.ready("sync")) == (["ready", "b", "a"], ["c"])
     assert {rig.fields(one)["st"] for one in "abc"} == {"ready"}
     assert rig.marked() == {"async", "sync"}
@@ -177,7 +162,7 @@ def test_promotion_is_bounded(rig):
     names = [f"{number:03}" for number in range(130)]
     rig.enqueue(*names, delay=60.0)
     rig.make_due(*names)
-    rig.learn()  # its claim promotes, too
+    rig.promote()
     assert (len(rig.ready()), rig.status().delayed) == (100, 30)
     claimed = rig.claim(400, 400)
     assert (len(claimed.deliveries), claimed.next_due) == (130, None)

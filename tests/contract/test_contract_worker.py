@@ -211,9 +211,8 @@ async def test_a_crashed_worker_is_replaced(config, queue, register):
 
     register(process)
     queue.enqueue({}, process, operation_id="op")
-    claim = {"async_slots": 1, "sync_slots": 1, "lease": 60.0, "registry_version": "", "retention": 60.0}
-    known = config.broker.run(config.commands.claim([], **claim)).registry
-    assert len(config.broker.run(config.commands.claim(known, **claim)).deliveries) == 1  # and its owner dies
+    claim = config.commands.claim(async_slots=1, sync_slots=1, lease=60.0, retention=60.0)
+    assert len(config.broker.run(claim).deliveries) == 1  # and its owner dies
     client = config.clients.sync(timeout=5.0)
     async with running(config, lease=1.0):
         client.zadd(config.keys.leases, {"op": 1})

@@ -17,7 +17,7 @@ from scaffold import ROOT, add, add_callbacks, named
 
 from queue_system import QueueConfig, QueueManager, QueueRetryConfig
 from queue_system.audit import audit
-from queue_system.broker.messages import Completion, ReadyQueue
+from queue_system.broker.messages import Completion
 from queue_system.broker.scripts import load_scripts
 from queue_system.embedded import EmbeddedServer, find_server
 from queue_system.errors import BrokerReplyError, BrokerUnavailableError, ConfigurationError
@@ -201,8 +201,7 @@ def test_a_producer_may_not_take_delete_or_look(server):
     operation_id = put(server)
     config = server.config("queue-producer")
     keys, commands, run = config.keys, config.commands, config.broker.run
-    ready = ReadyQueue("work", "normal", "a", keys.ready("work", "normal"))
-    claim = commands.claim([ready], async_slots=1, sync_slots=1, lease=1, registry_version="", retention=1)
+    claim = commands.claim(async_slots=1, sync_slots=1, lease=1, retention=1)
     reap = commands.reap(max_crashes=0, interval=1, lease=1, retention=1)
     server.admin.hset(keys.operation(operation_id), mapping={"st": "leased", "tk": 7})
     server.admin.zadd(keys.leases, {operation_id: 1})

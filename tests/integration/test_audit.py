@@ -109,7 +109,7 @@ def test_redis_itself_takes_the_scripts_for_readers(config, name):
         "audit_operations": ["a"],
         "audit_twice": ["a", "1", "2", "5"],
     }[name]
-    keys = [f"{prefix}none-{n}" for n in range(7)]
+    keys = [f"{prefix}none-{n}" for n in range(9)]
     client.execute_command("EVAL_RO", source, len(keys), *keys, prefix, *arguments)
 
 

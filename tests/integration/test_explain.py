@@ -16,7 +16,7 @@ from scaffold import add, given_up, named, redis_of
 from typer.testing import CliRunner
 
 from queue_system import QueueConfig, QueueManager, QueueRetryConfig, QueueWorker
-from queue_system.broker.messages import SEARCH_LIMIT, ReadyQueue
+from queue_system.broker.messages import SEARCH_LIMIT
 from queue_system.cli import app
 from queue_system.explain import Explanation, explain
 from support import running, until, until_metrics
@@ -268,9 +268,8 @@ async def test_a_suspect_is_told_to_run_alone(config):
 
 
 def _claim_as_a_worker_that_dies(config: QueueConfig, queue: str, *, lease: float) -> None:
-    ready = ReadyQueue(queue, "normal", "m", config.get_queue_key(queue))
     call = config.commands.claim(
-        [ready], async_slots=1, sync_slots=1, lease=lease, registry_version="", retention=60, worker="gone-1"
+        only=[f"normal:{queue}"], async_slots=1, sync_slots=1, lease=lease, retention=60, worker="gone-1"
     )
     assert len(config.broker.run(call).deliveries) == 1
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from queue_system import QueueConfig, QueueManager, QueueRetryConfig
-from queue_system.broker.messages import Callback, Completion, Delivery, ReadyQueue
+from queue_system.broker.messages import Callback, Completion, Delivery
 from queue_system.errors import ConfigurationError
 from queue_system.failures import PAGE, FailureStore
 from queue_system.summary import unaccounted
@@ -37,11 +37,10 @@ def enqueue(config: QueueConfig, count: int, **options: Any) -> list[str]:
 
 def claim(config: QueueConfig) -> list[Delivery]:
     """All that is ready, as a worker gets it."""
-    queue = ReadyQueue(QUEUE, "normal", "m", config.get_queue_key(QUEUE))
     deliveries: list[Delivery] = []
     while True:
         call = config.commands.claim(
-            [queue], async_slots=400, sync_slots=400, lease=60.0, registry_version="", retention=60.0
+            only=[f"normal:{QUEUE}"], async_slots=400, sync_slots=400, lease=60.0, retention=60.0
         )
         claimed = config.broker.run(call).deliveries
         if not claimed:

@@ -8,7 +8,6 @@ import pytest
 from scaffold import MODULE, add, given_up, redis_of
 
 from queue_system import QueueManager
-from queue_system.broker.messages import ReadyQueue
 from queue_system.explain import explain
 from support import running, until_metrics
 
@@ -148,9 +147,8 @@ async def test_a_suspect_for_ever(place):
     """How long a suspect runs alone is a field of its hash as well."""
     place.write(cr="1", al="9" * 14)
     place.redis.rpush(place.keys.ready("mail", "normal"), "evil")
-    queue = ReadyQueue("mail", "normal", "a", place.keys.ready("mail", "normal"))
     limits = {"async_slots": 5, "sync_slots": 5, "lease": 5.0, "retention": 60.0}
-    call = place.config.commands.claim([queue], registry_version="0", suspect=True, **limits)
+    call = place.config.commands.claim(only=["normal:mail"], suspect=True, **limits)
     claimed = place.config.broker.run(call)
     assert [one.operation_id for one in claimed.deliveries] == ["evil"]
     assert claimed.alone_for == 60.0

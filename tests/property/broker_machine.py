@@ -26,7 +26,6 @@ from queue_system.broker.messages import (
     Completion,
     Delivery,
     NewOperation,
-    ReadyQueue,
     Status,
 )
 from queue_system.broker.scripts import Script
@@ -43,6 +42,7 @@ GHOSTS: Final = ("ghost0", "ghost1")
 DEDUP_KEYS: Final = ("", "", "alpha", "beta")
 KEY_OF_DIGEST: Final = {"": "", **{dedup_digest(key): key for key in DEDUP_KEYS if key}}
 QUEUES: Final = (("high", "a"), ("normal", "a"), ("normal", "s"), ("normal", "m"), ("low", "m"))
+EMPTY: Final = 6e15  # where the places of empty queues begin in the index
 MAX_REMEMBERED: Final = 40
 MAX_DRAIN: Final = 200  # suspects are claimed one by one
 STEPS_OF_EXAMPLE: Final = 60
@@ -62,8 +62,6 @@ QUEUE: Final = st.sampled_from(QUEUES)
 class Worker:
     """What a worker process remembers."""
 
-    version: str = ""
-    queues: list[ReadyQueue] = dataclasses.field(default_factory=list)
     held: list[Held] = dataclasses.field(default_factory=list)
 
 
@@ -174,12 +172,12 @@ class BrokerMachine(RuleBasedStateMachine):
     @rule(worker=WORKER, async_slots=SLOTS, sync_slots=SLOTS, left_out=st.integers(0, 511), lost=st.integers(0, 7),
           suspect=FLAG)  # fmt: skip
     def claim(self, worker, async_slots, sync_slots, left_out, lost, suspect):
-        queues = [queue for index, queue in enumerate(self.workers[worker].queues) if not left_out >> index & 1]
-        self._claim(self.workers[worker], queues, async_slots, sync_slots, lost=lost == 0, suspect=suspect)
+        only = [name for index, name in enumerate(self.model.registry) if not left_out >> index & 1]
+        self._claim(self.workers[worker], only, async_slots, sync_slots, lost=lost == 0, suspect=suspect)
 
     @rule(worker=WORKER, async_slots=SLOTS, sync_slots=SLOTS)
     def claim_all_queues(self, worker, async_slots, sync_slots):
-        self._claim(self.workers[worker], self.workers[worker].queues, async_slots, sync_slots)
+        self._claim(self.workers[worker], (), async_slots, sync_slots)
 
     @rule(worker=WORKER, picks=PICKS, callback=FLAG, kept=FLAG, sent_twice=FLAG)
     def complete(self, worker, picks, callback, kept, sent_twice):
@@ -363,6 +361,7 @@ class BrokerMachine(RuleBasedStateMachine):
         seen.check_containers(past_retention)
         seen.check_expiries()
         seen.check_status(status)
+        equal("the index of what is ready", self._ask(self.commands.audit_counts()).index, {})
         seen.check_depth(self._ask(self.commands.depth()), with_failed=not self.forgotten)
         self._compare(seen, status)
 
@@ -404,7 +403,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self._reap(worker)
         self._end_grace()
         self._check()
-        self._claim(worker, worker.queues, 100, 100)
+        self._claim(worker, (), 100, 100)
         self._check()
         for held in list(worker.held):
             if held.quarantined:
@@ -448,24 +447,25 @@ class BrokerMachine(RuleBasedStateMachine):
     def _claim(
         self,
         worker: Worker,
-        queues: Sequence[ReadyQueue],
+        only: Sequence[str],
         async_slots: int,
         sync_slots: int,
         *,
         lost: bool = False,
         suspect: bool = True,
     ) -> None:
-        names = [(f"{queue.priority}:{queue.queue}", queue.kind) for queue in queues]
-        expected = self.model.claim(names, {"a": async_slots, "s": sync_slots}, suspect=suspect)
+        places = self._places()
+        names = sorted(only or self.model.registry, key=lambda name: self._turn_of(name, places))
+        queues = [(name, self.model.registry[name]) for name in names]
+        expected = self.model.claim(queues, {"a": async_slots, "s": sync_slots}, suspect=suspect)
         claimed = self._ask(
             self.commands.claim(
-                queues,
                 async_slots=async_slots,
                 sync_slots=sync_slots,
                 lease=LONG,
-                registry_version=worker.version,
                 retention=LONG,
                 suspect=suspect,
+                only=only,
             )
         )
         equal(
@@ -478,25 +478,43 @@ class BrokerMachine(RuleBasedStateMachine):
         equal("a suspect was taken", claimed.alone_for > 0, self.model.took_suspect)
         self.met["suspects left"] += claimed.suspect_waits
         self.met["suspects taken"] += claimed.alone_for > 0
-        left = self.model.left_over(names)
+        self._check_turns({queue for queue, _ in expected}, {name: places[name] for name in names if name in places})
+        left = self.model.left_over(queues)
         equal("more", (claimed.more_async, claimed.more_sync), ("a" in left, "s" in left))
         equal("nothing delayed", claimed.next_due is None, not self.model.delayed)
+        kinds = {f"{self.keys.prefix}{queue}": self.model.registry[queue] for queue, _ in expected}
+        equal("kinds", claimed.kinds, kinds)
         if lost:
             for held in taken:
                 self._remember(held)
             return
         worker.held += taken
-        if worker.version != str(self.model.version):
-            worker.version = claimed.registry_version
-            learned = claimed.registry or []
-            same("registry", {f"{one.priority}:{one.queue}": one.kind for one in learned}, self.model.registry)
-            worker.queues = sorted(learned, key=lambda one: (PRIORITIES.index(one.priority), one.queue))
+
+    def _places(self) -> dict[str, float]:
+        """The index of what is ready, as the scripts keep it."""
+        rows: list[tuple[bytes, float]] = [
+            row
+            for key in (self.keys.ready_index, self.keys.ready_index_sync)
+            for row in self.redis.zrange(key, 0, -1, withscores=True)
+        ]
+        return {name.decode(): place for name, place in rows if place < EMPTY}
+
+    def _turn_of(self, name: str, places: Mapping[str, float]) -> tuple[int, float, str]:
+        """By priority; then whose turn it is; last what the claim itself moves to its queue, as that is due."""
+        return PRIORITIES.index(name.partition(":")[0]), places.get(name, EMPTY), name
+
+    def _check_turns(self, served: set[str], before: Mapping[str, float]) -> None:
+        """Whoever was served and has more goes behind all others of its priority."""
+        after = self._places()
+        for queue in served & after.keys():
+            others = [
+                name for name in before.keys() & after.keys() - served if name.split(":")[0] == queue.split(":")[0]
+            ]
+            assert all(after[name] < after[queue] for name in others), f"{queue} was served, and others wait: {after}"
 
     def _claim_at(self, worker: Worker, name: str) -> None:
         """Claim the one at the head of this queue."""
-        queue, priority = _queue_and_priority(name)
-        only = ReadyQueue(queue, priority, self.model.registry[name], f"{self.keys.prefix}{name}")
-        self._claim(worker, [only], 1, 1)
+        self._claim(worker, [name], 1, 1)
 
     def _take(self, delivery: Delivery, operation: Operation, *, quarantined: bool = False) -> Held:
         assert (delivery.operation_id, delivery.token) not in self.tokens, "I3: a token is given once"
@@ -639,9 +657,8 @@ class BrokerMachine(RuleBasedStateMachine):
     def _at_work(self, worker: int) -> list[Held]:
         """What this worker works on. One that has nothing to do takes what there is; if there is nothing, makes it."""
         own = self.workers[worker]
-        for _ in range(2):  # a worker that is behind learns of the queues by the first claim
-            if not self._working(own):
-                self._claim(own, own.queues, 2, 2)
+        if not self._working(own):
+            self._claim(own, (), 2, 2)
         if not self._working(own):
             self._enqueue(("normal", "m"), "m", [self._fresh("alpha"), self._fresh(), self._fresh()])
             self._claim_at(own, "normal:qm")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from queue_system.broker.commands import Commands
-from queue_system.broker.messages import Accepted, Call, Completion, Delivery, NewOperation, ReadyQueue
+from queue_system.broker.messages import Accepted, Call, Completion, Delivery, NewOperation
 from queue_system.broker.sync import SyncBroker
 from queue_system.keys import Keys
 from queue_system.summary import unaccounted
@@ -31,12 +31,7 @@ class Rig:
         assert self.run(call) == [(Accepted.QUEUED, operation_id)]
 
     def claim(self) -> Delivery:
-        only = ReadyQueue("mail", "normal", "m", self.keys.ready("mail", "normal"))
-        claimed = self.run(
-            self.commands.claim(
-                [only], async_slots=1, sync_slots=1, lease=MINUTE, registry_version="", retention=MINUTE
-            )
-        )
+        claimed = self.run(self.commands.claim(async_slots=1, sync_slots=1, lease=MINUTE, retention=MINUTE))
         return claimed.deliveries[0]
 
     def complete(self, delivery: Delivery) -> bool:

@@ -16,7 +16,6 @@ from queue_system.broker.messages import (
     Completion,
     Delivery,
     NewOperation,
-    ReadyQueue,
     Status,
 )
 from queue_system.broker.resend import Resend, worth_retrying
@@ -25,7 +24,6 @@ from queue_system.errors import BrokerReplyError, BrokerUnavailableError, QueueE
 from queue_system.keys import Keys, dedup_digest
 
 C = Commands(Keys("q:"))
-QUEUES = [ReadyQueue("b", "high", "s", "q:high:b"), ReadyQueue("a", "low", "m", "q:low:a")]
 CALLBACK = Callback("cb-1", "__callbacks__", "high", b"{}")
 CALLBACK_ARGS = ["cb-1", "high:__callbacks__", b"{}"]
 RETRY = {
@@ -47,12 +45,10 @@ FAIL = {
 }
 
 
-def claim(*, registry_version="7", **slots):
+def claim(**options):
     return C.claim(
-        QUEUES,
-        **{"async_slots": 2, "sync_slots": 1} | slots,
+        **{"async_slots": 2, "sync_slots": 1} | options,
         lease=10,
-        registry_version=registry_version,
         retention=60,
         worker="w",
     )
@@ -72,10 +68,10 @@ CALLS = {
         ),
         ["high:mail", "a", 1, 60_000, b"1", 0, "", 0, b"one", b"2", 1500, dedup_digest("k"), 60000, b"two"],
     ),
-    "claim": (claim(), [2, 1, 10000, "7", "sm", 60000, "w", 0]),
+    "claim": (claim(), [2, 1, 10000, 60000, "w", 0]),
     "claim, bounded": (
         claim(async_slots=10**6, sync_slots=10**6),
-        [MAX_CLAIM, MAX_CLAIM, 10000, "7", "sm", 60000, "w", 0],
+        [MAX_CLAIM, MAX_CLAIM, 10000, 60000, "w", 0],
     ),
     "renew": (C.renew([("1", 3), ("2", 4)], 10), [10000, b"1", 3, b"2", 4]),
     "complete": (
@@ -152,8 +148,11 @@ def test_keys_are_in_the_order_of_the_scripts_header(case, call, args):
     assert [key for key in call.keys if key not in lists and not key.startswith(("q:sent:", "q:ring:"))] == expected
 
 
-def test_the_lists_to_take_from_are_keys_of_their_own():
-    assert claim().keys[-2:] == ("q:high:b", "q:low:a")
+def test_the_only_queues_to_take_from_come_last():
+    assert list(claim(only=["high:b", "low:a"]).args)[-3:] == [0, "high:b", "low:a"]
+
+
+def test_the_list_to_purge_is_a_key_of_its_own():
     assert C.purge_ready("mail", "low").keys[0] == "q:low:mail"
 
 
@@ -256,25 +255,18 @@ def delivery(**fields) -> Delivery:
 
 def test_a_claim_with_operations():
     operation = [b"id-1", 2, 77, 5, b"1", b"2", b"3", b"1500", b"2500", b"500", b"trace", b"body"]
-    claimed = claim().parse([10_000, 250, 1, 0, b"7", [], operation, 0])
+    claimed = claim().parse([10_000, 250, 1, 0, [b"high:b", b"s", b"low:a", b"m"], operation, 0])
     assert claimed.deliveries == [delivery(ready_key="q:low:a", claimed_at=10.0)]
     assert (claimed.now, claimed.next_due) == (10.0, 0.25)
     assert (claimed.more_async, claimed.more_sync) == (True, False)
-    assert (claimed.registry_version, claimed.registry) == ("7", None)
+    assert claimed.kinds == {"q:high:b": "s", "q:low:a": "m"}
     assert (claimed.alone_for, claimed.suspect_waits) == (0.0, False)
 
 
 @pytest.mark.parametrize(("suspect", "alone_for", "waits"), [(-1, 0.0, True), (2_500, 2.5, False)])
 def test_a_claim_that_met_a_suspect(suspect, alone_for, waits):
-    claimed = claim().parse([10_000, -1, 1, 0, b"7", [], [], suspect])
+    claimed = claim().parse([10_000, -1, 1, 0, [], [], suspect])
     assert (claimed.alone_for, claimed.suspect_waits) == (alone_for, waits)
-
-
-@pytest.mark.parametrize("registry", [[b"high:b", b"s", b"low:a", b"m"], {b"high:b": b"s", b"low:a": b"m"}])
-def test_a_claim_with_a_new_registry(registry):
-    claimed = claim().parse([10_000, -1, 0, 0, b"8", registry, [], 0])
-    assert claimed.registry == QUEUES
-    assert (claimed.registry_version, claimed.next_due, claimed.deliveries) == ("8", None, [])
 
 
 def test_a_reaping():

@@ -26,7 +26,7 @@ from queue_system.utils import CircuitBreaker
 from support import until
 
 INFO = OperationInfo("id", "mail", "normal", "send", "operation", is_async=True, attempt=1, headers={})
-NOTHING = Claimed(0.0, [], None, more_async=False, more_sync=False, registry_version="", registry=None)
+NOTHING = Claimed(0.0, [], None, more_async=False, more_sync=False)
 
 
 class SlowBroker:
@@ -241,7 +241,7 @@ async def test_a_second_claim_takes_no_suspect(rig):
     rig.put("a", "b")
     await settle()
     first, second = (calls[-1] for calls in rig.broker.sent)
-    assert [first.args[8], second.args[8]] == [0, 0]
+    assert [first.args[6], second.args[6]] == [0, 0]
 
 
 async def test_there_is_no_second_where_the_order_would_be_lost():

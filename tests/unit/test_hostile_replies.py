@@ -73,18 +73,14 @@ def test_numbers_are_read_as_they_are():
 )  # fmt: skip
 def test_a_registered_name_that_is_no_queue_is_passed_over(name, known):
     assert is_queue(name) is known
-    reply = [2000, -1, 0, 0, b"5", [name.encode(), b"m"], [], 0]
-    assert len(replies.claimed(reply, (), lambda queue, priority: f"{priority}:{queue}").registry) == known
     assert len(replies.status([2000, [name.encode(), 3], 0, 0, 0, 0, [], []]).queues) == known
     assert len(replies.depth([[name.encode(), 3, 0, 0, 0, 0], 0, 0, 0, 0, []]).queues) == known
 
 
 @pytest.mark.parametrize("kind", [b"", b"xyz", b"\n", b"ma", b"\xff"])
 def test_a_kind_that_is_none_is_not_known_yet(kind):
-    """Each kind is one letter of an argument of the claim: two would shift those of all other queues."""
-    reply = [2000, -1, 0, 0, b"5", [b"normal:a", kind, b"normal:b", b"s"], [], 0]
-    registry = replies.claimed(reply, (), lambda queue, priority: f"{priority}:{queue}").registry
-    assert [queue.kind for queue in registry] == ["u", "s"]
+    reply = [2000, -1, 0, 0, [b"normal:a", kind, b"normal:b", b"s"], [], 0]
+    assert replies.claimed("q:", reply).kinds == {"q:normal:a": "u", "q:normal:b": "s"}
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ def test_every_key_has_its_documented_name():
         "system_errors": "queue:system_errors",
         "registry": "queue:registry",
         "registry_version": "queue:registry:version",
+        "ready_index": "queue:ready",
+        "ready_index_sync": "queue:ready:sync",
         "metrics": "queue:metrics",
         "workers": "queue:workers",
         "wake": "queue:wake",

@@ -203,7 +203,7 @@ def counts(ready: int = 0, *, queue: str = "mail", delayed: int = 0, leased: int
 
 
 def peeked(next_due: float | None) -> Claimed:
-    return Claimed(0.0, [], next_due, more_async=False, more_sync=False, registry_version="", registry=None)
+    return Claimed(0.0, [], next_due, more_async=False, more_sync=False)
 
 
 @pytest.mark.parametrize(

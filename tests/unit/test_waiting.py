@@ -8,7 +8,7 @@ import pytest
 from fakes import Recorder
 
 from queue_system.broker.commands import Commands
-from queue_system.broker.messages import Claimed, Delivery, ReadyQueue
+from queue_system.broker.messages import Claimed, Delivery
 from queue_system.errors import BrokerReplyError, BrokerUnavailableError
 from queue_system.events import BrokerCall, BrokerError, OperationInfo
 from queue_system.hooks import NO_HOOKS
@@ -26,12 +26,12 @@ from support import until
 
 INFO = OperationInfo("a", "mail", "high", "work", "operation", is_async=True, attempt=1, headers={})
 NO_ERROR = ErrorInfo("", "")
-QUEUE = ReadyQueue("mail", "high", "a", "q:high:mail")
+LIST = "q:high:mail"
 
 
-def claimed(*names, registry=None, due=None):
-    deliveries = [Delivery(name, QUEUE.key, 1, 1, 0, 0, 0, 1.0, 1.0, 1.0, 1.0, "", b"") for name in names]
-    return Claimed(100.0, deliveries, due, False, False, "1", registry)  # noqa: FBT003  as the script says it
+def claimed(*names, due=None):
+    deliveries = [Delivery(name, LIST, 1, 1, 0, 0, 0, 1.0, 1.0, 1.0, 1.0, "", b"") for name in names]
+    return Claimed(100.0, deliveries, due, False, False, {LIST: "a"})  # noqa: FBT003  as the script says it
 
 
 class Redis:
@@ -41,7 +41,7 @@ class Redis:
 
     def __init__(self):
         self.woken = asyncio.Queue()
-        self.turns = [claimed(registry=[QUEUE])]
+        self.turns = [claimed()]
         self.blocked_with, self.asked, self.rung = [], [], 0
         self.on_ring = self.ring
 

@@ -69,11 +69,50 @@ local function wake(prefix, kind)
   redis.call('ZADD', kind == 's' and prefix .. 'wake:sync' or prefix .. 'wake', 0, '0')
 end
 
+-- The index of the queues, in a sorted set for each side, so that a claim costs what is ready and not what is known:
+-- `ready:sync` for the kind 's', `ready` for the others. Its members are "{priority}:{queue}". Below 6e15 are those whose
+-- list has something: by priority, then by since when (microseconds) they have it or were last served. Above are the
+-- empty ones, by since when they are empty. The lists are the truth: claim and reap put right what is not so.
+
+local function index_of(prefix, kind)
+  return kind == 's' and prefix .. 'ready:sync' or prefix .. 'ready'
+end
+
+local function now_us()
+  local t = redis.call('TIME')
+  return t[1] * 1000000 + t[2]
+end
+
+-- Counted from 2023-11-14, so that all places are whole numbers of a double until the year 2087.
+local function place_of_ready(queue, us)
+  local first = string.sub(queue, 1, 1)
+  return (first == 'h' and 0 or first == 'n' and 2e15 or 4e15) + us - 1.7e15
+end
+
+local function place_of_empty(us)
+  return 6e15 + us - 1.7e15
+end
+
+-- A key of that name that is no sorted set hinders nobody: claim moves it out of the way.
+local function list_ready(prefix, queue, kind, us)
+  redis.pcall('ZADD', index_of(prefix, kind), place_of_ready(queue, us), queue)
+end
+
+-- Takes a queue to the other side of the index.
+local function change_sides(prefix, queue, from, to)
+  local place = redis.pcall('ZSCORE', index_of(prefix, from), queue)
+  if type(place) == 'string' then
+    redis.call('ZREM', index_of(prefix, from), queue)
+    redis.pcall('ZADD', index_of(prefix, to), place, queue)
+  end
+end
+
 -- Makes a queue known that is on record as one of the kind `known`, or (false) not at all. The kinds are 'a' async,
 -- 's' sync, 'm' both, 'u' not known yet. Returns the kind on record.
 local function note_kind(prefix, queue, known, kind)
   if known == kind or known == 'm' or (known and kind == 'u') then return known end
   if known and known ~= 'u' then kind = 'm' end
+  if known and (known == 's') ~= (kind == 's') then change_sides(prefix, queue, known, kind) end
   redis.call('HSET', prefix .. 'registry', queue, kind)
   redis.call('INCR', prefix .. 'registry:version')
   return kind
@@ -81,6 +120,13 @@ end
 
 local function register_queue(prefix, queue, kind)
   return note_kind(prefix, queue, redis.call('HGET', prefix .. 'registry', queue), kind)
+end
+
+-- One id was put into the list of a queue of this kind, or (false) one that is not known: the list is `length` long now.
+local function made_ready(prefix, queue, kind, length, us)
+  kind = kind or note_kind(prefix, queue, false, 'u')
+  if length == 1 then list_ready(prefix, queue, kind, us or now_us()) end
+  wake(prefix, kind)
 end
 
 -- A fencing token, given once and never again, also when an id comes back after its operation has ended: whoever held
@@ -140,11 +186,10 @@ end
 -- A callback is an operation of its own, born in the script that commits its parent's outcome.
 local function spawn_callback(prefix, now, id, queue, body)
   if id == '' then return end
-  register_queue(prefix, queue, 'a')
+  local kind = register_queue(prefix, queue, 'a')
   redis.call('HSET', op_key(prefix, id), 'st', 'ready', 'q', queue, 'b', body, 'k', 'c', 'ts', now, 'rd', now)
-  redis.call('RPUSH', prefix .. queue, id)
+  made_ready(prefix, queue, kind, redis.call('RPUSH', prefix .. queue, id))
   count(prefix, 'callbacks_enqueued', 1)
-  wake(prefix, 'a')
 end
 
 -- Adds one record to the history of attempts, which stays below 32 KiB: the oldest go first.

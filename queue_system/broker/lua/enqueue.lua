@@ -7,7 +7,8 @@
 --       then for each: id, delay (ms), dedup digest or '', dedup window (ms), body
 -- Reply one string for each: 'q' queued | 's' scheduled | 'i{\31 queue \31 processor}' the id exists, as that |
 --       'd{id \31 queue \31 processor}' duplicate of that one. Queue and processor are missing, or '', if not known
--- Cost  7 commands, and one for each operation, 2 more with a dedup key; at most 1,000 operations a call
+-- Cost  7 commands, 2 more where the queue was empty, and one for each operation, 2 more with a dedup key; at most
+--       1,000 operations a call
 local prefix, queue = ARGV[1], ARGV[2]
 
 -- First all is read that decides on the replies: what cannot be read raises while nothing has been written.
@@ -52,10 +53,14 @@ if instead then return instead end
 -- A key of that name that is no such container refuses the ids, and with them the request. One request of a manager has
 -- one delay, and so one of the two.
 local put = #ready > 0 and redis.pcall('RPUSH', prefix .. queue, unpack(ready))
-if #scheduled > 0 and type(put) ~= 'table' then put = redis.pcall('ZADD', KEYS[3], unpack(scheduled)) end
-if type(put) == 'table' then
+local refused = type(put) == 'table' and put
+if #scheduled > 0 and not refused then
+  local added = redis.pcall('ZADD', KEYS[3], unpack(scheduled))
+  refused = type(added) == 'table' and added
+end
+if refused then
   redis.call('SET', KEYS[7], last or '0', 'PX', ARGV[5])  -- 0 is the number of no request
-  return put
+  return refused
 end
 local at = now .. ''  -- as a text, which is made once
 for j = 1, n do
@@ -73,6 +78,7 @@ for j = 1, n do
   end
 end
 local kind = note_kind(prefix, queue, known, ARGV[3])
+if put == #ready then list_ready(prefix, queue, kind, now_us()) end  -- these are the first
 -- Also for what is only scheduled: a worker that is blocked in a read has to learn when to look again.
 if new > 0 then wake(prefix, kind) end
 if #scheduled > 0 then depth(prefix, 'd', queue, #scheduled / 2) end

@@ -5,7 +5,7 @@
 --       4 number of the request in its lane  5 for how long its reply is kept (ms)  6 id  7 body
 --       8 what the lane has if the request before it was one like this, and queued
 -- Reply {'q'} queued | {'i{\31 queue \31 processor}'} the id exists, as in enqueue.lua
--- Cost  9 commands
+-- Cost  9 commands, one more where the queue was empty
 local prefix, queue, id, kind = ARGV[1], ARGV[2], ARGV[6], ARGV[3]
 
 -- First all is read that decides on the reply: what cannot be read raises while nothing has been written.
@@ -42,6 +42,12 @@ local put = redis.pcall('RPUSH', prefix .. queue, id)
 if type(put) == 'table' then  -- a key of that name that is no list
   redis.call('SET', KEYS[1], last or '0', 'PX', ARGV[5])  -- 0 is the number of no request
   return put
+end
+if put == 1 then  -- it was empty: what list_ready does
+  local first = string.sub(queue, 1, 1)
+  local band = first == 'h' and 0 or first == 'n' and 2e15 or 4e15
+  redis.pcall('ZADD', kind == 's' and prefix .. 'ready:sync' or prefix .. 'ready',
+    band + t[1] * 1000000 + t[2] - 1.7e15, queue)
 end
 redis.call('HSET', key, 'st', 'ready', 'q', queue, 'b', ARGV[7], 'ts', now, 'rd', now)
 redis.call('ZADD', kind == 's' and prefix .. 'wake:sync' or prefix .. 'wake', 0, '0')

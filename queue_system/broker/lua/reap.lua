@@ -1,12 +1,14 @@
--- Takes back expired leases, and drops what is past its retention.
+-- Takes back expired leases, drops what is past its retention, and tends the index of the queues.
 -- KEYS  1 leases  2 metrics  3 reaper  4 registry  5 failures  6 system_errors  7 workers  8 delayed  9 depths
+--       10 registry:version  11 ready  12 ready:sync
 -- ARGV  1 prefix  2 crashes after which an operation is quarantined  3 interval between reapings (ms)
 --       4 lease (ms)  5 retention (ms)  6 at most how many
 -- Reply {returned to their queue, in grace 0|1, quarantined operations as 12 values each, like claim with index 0}
 -- A quarantined operation is leased to the caller, which gives it up like any other failure.
 -- After an outage (no reaping for 3 intervals, or for a lease if that is shorter) nothing is taken back for one lease:
 -- its owners are alive, and were as unable to renew as this script was to run.
--- Cost  about 6 commands for each expired lease
+-- Cost  about 6 commands for each expired lease; once in an interval, by whichever worker, 4 for each of about 250
+--       queues, which take turns, and 7 for each of at most 50 on a side that have been empty for the retention
 local prefix, max_crashes, interval = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local lease, retention, limit = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local now = now_ms()
@@ -45,6 +47,56 @@ for letter, container in pairs({ d = KEYS[8], l = KEYS[1], f = KEYS[5] }) do
     end
   end
 end
+
+-- What is not so in the index was written by an earlier version, or by hand; or a clock was set.
+local function put_right(queue, kind, us)
+  local here, there = index_of(prefix, kind), index_of(prefix, kind == 's' and 'a' or 's')
+  redis.pcall('ZREM', there, queue)
+  local place = redis.pcall('ZSCORE', here, queue)
+  place = type(place) == 'string' and tonumber(place) or -1
+  if length_of(prefix .. queue) > 0 then
+    if place < place_of_ready(queue, 1.7e15) or place > place_of_ready(queue, us) then
+      list_ready(prefix, queue, kind, us)
+      wake(prefix, kind)
+    end
+  elseif place < place_of_empty(1.7e15) or place > place_of_empty(us) then
+    redis.pcall('ZADD', here, place_of_empty(us), queue)
+  end
+end
+
+-- Forgets a queue that has been empty and unused for the retention. One that still has something elsewhere, such as a
+-- failure, is looked at again when that time has passed once more.
+local function forget(queue, index, us)
+  local fields = { 'd:' .. queue, 'l:' .. queue, 'f:' .. queue }
+  local used = length_of(prefix .. queue) > 0
+  for _, n in ipairs(redis.call('HMGET', KEYS[9], unpack(fields))) do used = used or (tonumber(n) or 0) > 0 end
+  redis.call('ZREM', index, queue)
+  if used then
+    redis.call('ZADD', index, place_of_empty(us), queue)
+  else
+    redis.call('HDEL', KEYS[4], queue)
+    redis.call('HDEL', KEYS[9], unpack(fields))
+  end
+  return not used
+end
+
+local function tend_index()
+  local us, forgotten = now_us(), false
+  local step = redis.call('HSCAN', KEYS[4], string.format('%.0f', redis.call('ZSCORE', KEYS[3], 'cursor') or 0),
+    'COUNT', 250)
+  for i = 1, #step[2], 2 do
+    if is_queue(step[2][i]) then put_right(step[2][i], step[2][i + 1], us) end
+  end
+  redis.call('ZADD', KEYS[3], now, 'swept', step[1], 'cursor')
+  for side = 11, 12 do
+    local old = redis.pcall('ZRANGEBYSCORE', KEYS[side], '6000000000000000', place_of_empty(us - 1000 * retention),
+      'LIMIT', 0, 50)
+    for _, queue in ipairs(old) do forgotten = forget(queue, KEYS[side], us) or forgotten end
+  end
+  if forgotten then redis.call('INCR', KEYS[10]) end
+end
+local swept = tonumber(redis.call('ZSCORE', KEYS[3], 'swept') or 0)
+if swept > now or now - swept >= interval then tend_index() end
 if now < grace then return { 0, 1, {} } end
 
 -- For how long (ms) an operation is to run alone: as long as it had run, at most, when its worker died.
@@ -82,11 +134,13 @@ for i = 1, #expired, 2 do
     else
       redis.call('HSET', key, 'cr', crashes, 'st', 'ready')
       if crashes >= suspicious then redis.call('HSET', key, 'al', alone_for(h[12], tonumber(expired[i + 1]))) end
-      if type(redis.pcall('LPUSH', prefix .. h[2], id)) == 'table' then
+      local length = redis.pcall('LPUSH', prefix .. h[2], id)
+      if type(length) == 'table' then
         reject(prefix, KEYS[6], id, 'no_list', now, retention)
+      else
+        made_ready(prefix, h[2], redis.call('HGET', KEYS[4], h[2]), length)
       end
       depth(prefix, 'l', h[2], -1)
-      wake(prefix, redis.call('HGET', KEYS[4], h[2]))
       returned = returned + 1
     end
   end

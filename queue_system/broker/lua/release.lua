@@ -16,7 +16,6 @@ if delay > 0 then
   depth(prefix, 'd', queue, 1)
 else
   redis.call('HSET', key, 'st', 'ready')
-  redis.call('LPUSH', prefix .. queue, id)
-  wake(prefix, redis.call('HGET', KEYS[3], queue))
+  made_ready(prefix, queue, redis.call('HGET', KEYS[3], queue), redis.call('LPUSH', prefix .. queue, id))
 end
 return 1

@@ -11,11 +11,10 @@ redis.call('ZREM', KEYS[1], id)
 redis.call('PERSIST', key)
 redis.call('HDEL', key, 'at', 'cr', 'al', 'ex', 'fa', 'fl', 'err')
 redis.call('HSET', key, 'st', 'ready', 'rd', now_ms())
-redis.call('RPUSH', prefix .. h[2], id)
+made_ready(prefix, h[2], redis.call('HGET', KEYS[3], h[2]), redis.call('RPUSH', prefix .. h[2], id))
 if h[5] and are_natural(h, 6, 6) and tonumber(h[6] or 0) > 0 then
   redis.call('SET', prefix .. 'dedup:' .. h[5], holder_entry(id, h[2], h[4]), 'NX', 'PX', h[6])
 end
 if ARGV[3] == 'failed' then depth(prefix, 'f', h[2], -1) end
 count(prefix, h[3] == 'c' and 'callbacks_requeued' or 'requeued', 1)
-wake(prefix, redis.call('HGET', KEYS[3], h[2]))
 return 1
