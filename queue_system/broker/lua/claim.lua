@@ -8,7 +8,7 @@
 --        operations, suspects: -1 one waits and was not to be taken, 0 none met, else for how long (ms) the one taken
 --        runs alone}
 --       an operation is 12 values: id, number of its queue (from 1), token, deliveries, attempts, crashes,
---       exhaustions, first attempt (ms), due (ms), accepted (ms), trace of the last attempt, body
+--       exhaustions, first call of its processor (ms, 0 none), due (ms), accepted (ms), trace of the last attempt, body
 -- Cost  O(queues that it takes from, and mixed ones that wait for a slot) + about 4 commands for each operation; with
 --       "only" queues O(those), too. Promotes at most 100. Its first write is a ZREM or LPOP, so a Redis that is out of
 --       memory still drains.
