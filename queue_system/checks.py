@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from queue_system.errors import ConfigurationError, QueueError
 
@@ -41,6 +42,15 @@ def check_durability(durability: object) -> str:
     if durability not in DURABILITIES:
         raise ConfigurationError(f"unknown durability {durability!r}: use one of {', '.join(DURABILITIES)}")
     return str(durability)
+
+
+def check_names(
+    name: str, values: object, of_what: str, *, error: type[QueueError] = ConfigurationError
+) -> tuple[Any, ...]:
+    """Return what a collection holds; raise `error` for a text, which would count as its letters."""
+    if isinstance(values, str | bytes | bytearray | Mapping) or not isinstance(values, Iterable):
+        raise error(f"{name} must be a list of {of_what}, got {values!r}")
+    return tuple(values)
 
 
 def check_count(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from queue_system.broker.messages import Call, FailureRow
+from queue_system.broker.messages import PURGE_STEP, Call, FailureRow
 from queue_system.config import QueueConfig
 from queue_system.errors import ConfigurationError, DecodeError
 from queue_system.operation import KIND_OPERATION, Operation, decode_operation
@@ -20,8 +20,6 @@ from queue_system.runtime.incident import MAX_MESSAGE
 
 PAGE: Final = 100
 """Entries in one round trip: with bodies of the largest size that is some 25 MB."""
-
-PURGE_STEP: Final = 500
 
 GROUPED: Final = 10_000
 """Entries that `FailureStore.groups` looks at by default: the newest."""
@@ -258,16 +256,18 @@ class FailureStore:
         return retried
 
     def purge(self, *operation_ids: str) -> int:
-        """Delete the given entries, or all that are there now, in bounded steps; say how many those were."""
-        steps = _chunks(operation_ids, PURGE_STEP) if operation_ids else self._steps_for_all()
+        """Delete the given entries, in bounded steps; say how many those were. Without an id nothing is deleted."""
         return sum(
             self._config.broker.run(self._config.commands.purge_failures(ids, system_errors=self._system_errors))
-            for ids in steps
+            for ids in _chunks(operation_ids, PURGE_STEP)
         )
 
-    def _steps_for_all(self) -> Iterator[tuple[str, ...]]:
-        """One empty step (it deletes the oldest) for each part of what is there now."""
-        return (() for _ in range(0, self.count(), PURGE_STEP))
+    def purge_all(self) -> int:
+        """Delete all entries that are there now, the oldest first, in bounded steps; say how many those were."""
+        return sum(
+            self._config.broker.run(self._config.commands.purge_oldest_failures(system_errors=self._system_errors))
+            for _ in range(0, self.count(), PURGE_STEP)
+        )
 
     def _most_steps(self) -> int:
         """Each page may come up a second time, pushed back by what failed again; and a few more for what is new."""

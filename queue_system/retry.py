@@ -174,7 +174,7 @@ def _check_jitter(value: object) -> float:
 
 
 def _check_delays(delays: object) -> list[float]:
-    if isinstance(delays, str) or not isinstance(delays, Sequence):
+    if isinstance(delays, str | bytes | bytearray) or not isinstance(delays, Sequence):
         raise ConfigurationError(f"delays must be a list of seconds, got {delays!r}")
     if not 1 <= len(delays) <= MAX_ATTEMPTS_LIMIT:
         raise ConfigurationError(f"delays needs 1 to {MAX_ATTEMPTS_LIMIT} entries, got {len(delays)}")

@@ -74,7 +74,7 @@ class Signer:
     """
 
     def __init__(self, keys: Sequence[str | SigningKey] = (), *, scope: str = "queue:", required: bool = True) -> None:
-        if isinstance(keys, str | bytes) or not isinstance(keys, Sequence):
+        if isinstance(keys, str | bytes | bytearray) or not isinstance(keys, Sequence):
             raise ConfigurationError(f"signing_keys must be a list, not {type(keys).__name__}: {_FORM}")
         if not isinstance(required, bool):
             raise ConfigurationError(f"require_signature must be True or False, not {type(required).__name__}")

@@ -40,6 +40,7 @@ import redis.asyncio as aioredis
 
 from queue_system.broker.aio import AsyncBroker
 from queue_system.broker.messages import Call, Claimed, Status
+from queue_system.checks import check_names
 from queue_system.config import QueueConfig
 from queue_system.errors import ConfigurationError, QueueError, WorkerStateError
 from queue_system.keys import CALLBACK_QUEUE
@@ -143,7 +144,7 @@ async def drain(
         QueueError: as `QueueWorker` and its `start`.
     """
     deadline = time.monotonic() + timeout
-    served = None if queues is None else frozenset(queues)
+    served = None if queues is None else frozenset(check_names("queues", queues, "names of queues"))
     worker = QueueWorker(config, queues=served, **worker_options)
     async with _broker_of(config) as broker, _running(worker):
         watch = _Watch(broker, config, served)

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Self
 
 from queue_system.broker.messages import Delivery
-from queue_system.checks import check_count, check_seconds
+from queue_system.checks import check_count, check_names, check_seconds
 from queue_system.config import QueueConfig
 from queue_system.errors import (
     BrokerUnavailableError,
@@ -96,7 +96,7 @@ class QueueWorker:
         max_workers: worker tasks: how many async operations run at once, 5 by default.
         work_timeout: seconds for one attempt of an async processor that has no timeout of its own, 30 by default.
         thread_pool_size: threads: how many sync operations run at once, 20 by default.
-        queues: names of the only queues to serve; None for all. Callbacks are always served.
+        queues: names of the only queues to serve; None for all, an empty list for none. Callbacks are always served.
         lease: seconds after which an operation of a dead worker is taken over, 10 by default. It is renewed as long
             as the worker lives, so it needs not be as long as an operation.
         grace: seconds that `stop` lets running operations finish, 30 by default.
@@ -167,7 +167,7 @@ class QueueWorker:
             # A callback carries its parent's entity and its result.
             max_bytes=2 * config.max_operation_bytes,
             max_depth=config.max_depth + 3,
-            queues=None if queues is None else frozenset({*map(check_queue_name, queues), CALLBACK_QUEUE}),
+            queues=None if queues is None else _served(queues),
             abandon_after=check_seconds("abandon_after", abandon_after),
             max_abandoned=None
             if max_abandoned is None
@@ -709,3 +709,8 @@ def _queue_of(ready_key: bytes, prefix: str) -> tuple[str, str, str]:
 def _unknown(item: Operation) -> ErrorInfo:
     name = FunctionRef(item["processor"], item["processor_module"])
     return ErrorInfo("UnknownProcessor", f"no worker knows {name}: does its module import, is it spelt right?")
+
+
+def _served(queues: Iterable[str]) -> frozenset[str]:
+    """The names of the queues that a worker serves."""
+    return frozenset({*map(check_queue_name, check_names("queues", queues, "names of queues")), CALLBACK_QUEUE})

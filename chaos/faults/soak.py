@@ -147,7 +147,7 @@ class Faults:
         """Somebody tidies up."""
         config = self._lab.config()
         with contextlib.closing(config):
-            config.broker.run(config.commands.purge_failures())
+            config.broker.run(config.commands.purge_oldest_failures())
 
     def go_on(self, stop: threading.Event, interval: float) -> None:
         """One fault after the other, until told to stop."""

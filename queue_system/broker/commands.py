@@ -17,6 +17,7 @@ from queue_system.broker.messages import (
     AUDIT_STEP,
     AUDIT_WINDOW,
     MAX_CLAIM,
+    PURGE_STEP,
     REAP_LIMIT,
     SEARCH_LIMIT,
     Accepted,
@@ -344,11 +345,16 @@ class Commands:
             lambda reply: (int(reply[0]), int(reply[1])),
         )
 
-    def purge_failures(self, ids: Sequence[str] = (), *, system_errors: bool = False) -> Call[int]:
-        """Delete the given entries, or the oldest 500; the reply says how many were deleted."""
+    def purge_failures(self, ids: Sequence[str], *, system_errors: bool = False) -> Call[int]:
+        """Delete the given entries, at most 500, and none without an id; the reply says how many were deleted."""
+        key = self.keys.system_errors if system_errors else self.keys.failures
+        return Call("purge_failures", (key,), [self.keys.prefix, 0, *map(to_id, ids)], int)
+
+    def purge_oldest_failures(self, *, system_errors: bool = False) -> Call[int]:
+        """Delete the oldest 500 entries; the reply says how many were deleted."""
         key = self.keys.system_errors if system_errors else self.keys.failures
         # The oldest are others when it is sent again.
-        return Call("purge_failures", (key,), [self.keys.prefix, *map(to_id, ids)], int, idempotent=bool(ids))
+        return Call("purge_failures", (key,), [self.keys.prefix, PURGE_STEP], int, idempotent=False)
 
     def failures(
         self, *, offset: int = 0, limit: int = 50, operation_id: str | None = None, system_errors: bool = False

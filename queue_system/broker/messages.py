@@ -28,6 +28,7 @@ MAX_ENQUEUE: Final = 1000  # operations a call: Lua's unpack is safe up to there
 MAX_CLAIM: Final = 400
 MAX_COMPLETE: Final = 300
 MAX_RENEW: Final = 500
+PURGE_STEP: Final = 500
 REAP_LIMIT: Final = 100
 AUDIT_STEP: Final = 250  # ids that one call of an audit looks at: 2 ms of Redis
 AUDIT_WINDOW: Final = 5000  # places by which the tail of a list may move while an audit looks at it

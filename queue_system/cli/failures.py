@@ -136,7 +136,7 @@ def purge(
         if every:
             if not yes:
                 _confirm(store.count(), system_errors=system_errors)
-            _report("purged", store.purge(), [], system_errors=system_errors, as_json=as_json)
+            _report("purged", store.purge_all(), [], system_errors=system_errors, as_json=as_json)
             return
         missing = [each for each in _unique(ids) if not store.purge(each)]
     done = len(_unique(ids)) - len(missing)

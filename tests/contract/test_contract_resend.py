@@ -34,7 +34,7 @@ def end_all(rig, how: str) -> None:
         else:
             assert rig.fail(delivery)
     if how == "purged":
-        rig.run(rig.commands.purge_failures())
+        rig.run(rig.commands.purge_oldest_failures())
 
 
 def test_what_waits_is_not_accepted_again(rig, request_for):

@@ -126,8 +126,10 @@ def test_purging_failures(rig, system_error):
 
     assert purge("b", "unknown", "b") == 1
     assert names(rig.run(rig.commands.failures(system_errors=system_error))) == ["c", "a"]
-    assert purge() == 2
     assert purge() == 0
+    assert names(rig.run(rig.commands.failures(system_errors=system_error))) == ["c", "a"], "none named, none deleted"
+    assert rig.run(rig.commands.purge_oldest_failures(system_errors=system_error)) == 2
+    assert rig.run(rig.commands.purge_oldest_failures(system_errors=system_error)) == 0
     assert {rig.ttl(one) for one in "abc"} == {-2}
 
 

@@ -160,7 +160,7 @@ async def test_a_producer_enqueues_and_a_worker_does_all_the_rest(server):
         assert explain(worker_config, dead).state == "failed"
         assert store.retry(dead)
         await until_metrics(worker_config, processed=23)
-    assert FailureStore(worker_config, system_errors=True).purge() == 1
+    assert FailureStore(worker_config, system_errors=True).purge_all() == 1
     manager = QueueManager(worker_config)
     producer.enqueue_batch([{}, {}], named(work))
     producer.enqueue({}, named(work), delay=60)
@@ -211,7 +211,7 @@ def test_a_producer_may_not_take_delete_or_look(server):
         claim,
         reap,
         commands.purge_ready("work", "normal"),
-        commands.purge_failures(),
+        commands.purge_oldest_failures(),
         commands.requeue_failure("given-up"),
         commands.heartbeat("w", expiry=9, fields={"a": "b"}),
         commands.complete([Completion(operation_id, 7, "o")], done_ttl=0, again=False),

@@ -298,12 +298,14 @@ def test_retry_all_passes_over_what_cannot_go_back(config, store):
     assert store.retry_all() == 10
     assert store.count() == PAGE
     assert store.list() == []
-    assert store.purge() == PAGE
+    assert store.purge_all() == PAGE
 
 
 def test_purge_deletes_what_is_named(config, store):
     ids = enqueue(config, 5)
     give_up(config)
+    assert store.purge() == store.purge(*[]) == 0
+    assert store.count() == 5
     assert store.purge(ids[0], ids[1], "nobody", ids[0]) == 2
     assert sorted(entry.operation_id for entry in store.list()) == sorted(ids[2:])
     assert not config._ensure_redis_sync().exists(config.keys.operation(ids[0]))
@@ -317,8 +319,8 @@ def test_purge_deletes_everything_in_bounded_steps(config, store, system_errors)
     assert store.purge(*ids[:600]) == 600
     enqueue(config, 600)
     give_up(config)
-    assert store.purge() == 1100
-    assert store.purge() == 0
+    assert store.purge_all() == 1100
+    assert store.purge_all() == 0
     assert store.count() == 0
     assert system_errors.count() == 1
     redis = config._ensure_redis_sync()
@@ -340,7 +342,7 @@ def test_purge_of_everything_ends_though_more_fails_meanwhile(config, store):
         return reply
 
     config.broker.run = run_and_fail_more
-    assert store.purge() == 3
+    assert store.purge_all() == 3
     assert calls.count("purge_failures") == 1
     assert store.count() == 2
 

@@ -608,7 +608,9 @@ class BrokerMachine(RuleBasedStateMachine):
 
     def _purge_given_up(self, state: str, ids: Sequence[str]) -> None:
         expected = self.model.purge_given_up(state, ids)
-        call = self.commands.purge_failures(ids, system_errors=state == "system_error")
+        of_system = state == "system_error"
+        oldest = self.commands.purge_oldest_failures(system_errors=of_system)
+        call = self.commands.purge_failures(ids, system_errors=of_system) if ids else oldest
         equal("purged", self._ask(call), expected)
 
     def _end_grace(self) -> None:

@@ -112,6 +112,6 @@ def test_a_purge_of_failures_spares_a_new_operation_of_the_same_id(rig):
     assert rig.fail(rig.claim())
     rig.client.delete(rig.keys.operation("report"))  # as its expiry does
     rig.enqueue("report")
-    assert rig.run(rig.commands.purge_failures()) == 1
+    assert rig.run(rig.commands.purge_oldest_failures()) == 1
     assert rig.claim().body == b"body"
     assert rig.unaccounted() == 0

@@ -330,7 +330,7 @@ async def test_trouble_is_told_with_its_runbook_and_so_is_its_end(programs, webh
 
     # The end of it.
     monitored.queue.purge_queue("busy")
-    FailureStore(monitored.config).purge()
+    FailureStore(monitored.config).purge_all()
     await monitored.start_worker("mail", "--queue", "mail")
     for alert, job in (("WorkersAbsent", "mail"), ("ThreadPoolExhaustion", "shop"), ("FailureQueueGrowing", "shop")):
         await monitored.told("resolved", alert, job)

@@ -101,8 +101,9 @@ CALLS = {
     "requeue_failure, system error": (C.requeue_failure("1", system_errors=True), [b"1", "system_error"]),
     "purge": (C.purge_ready("mail", "low"), []),
     "purge_delayed": (C.purge_delayed("mail", "low", 17), ["low:mail", 17]),
-    "purge_failures": (C.purge_failures(["1", "2"]), [b"1", b"2"]),
-    "purge_failures, system error": (C.purge_failures(system_errors=True), []),
+    "purge_failures": (C.purge_failures(["1", "2"]), [0, b"1", b"2"]),
+    "purge_failures, no system error": (C.purge_failures([], system_errors=True), [0]),
+    "purge_failures, oldest system error": (C.purge_oldest_failures(system_errors=True), [500]),
     "failures": (C.failures(offset=5, limit=10), [5, 10]),
     "failures, system error": (C.failures(operation_id="1", system_errors=True), [0, 50, b"1"]),
     "status": (C.status(), [30000]),
@@ -162,7 +163,9 @@ def test_every_script_is_called():
 
 @SCRIPTS
 def test_what_must_not_be_sent_twice(case, call, args):
-    only_once = call.name in {"claim", "reap", "requeue_failure"} or case == "purge_failures, system error"  # of any id
+    only_once = (
+        call.name in {"claim", "reap", "requeue_failure"} or case == "purge_failures, oldest system error"
+    )  # of any id
     assert call.idempotent is not only_once
     assert not call.plain
 
@@ -303,7 +306,7 @@ def test_failures_as_they_are_kept():
         (C.requeue_failure("1"), 0, False),
         (C.purge_ready("a", "low"), b"3", 3),
         (C.purge_delayed("a", "low", 0), [b"17", 2], (17, 2)),
-        (C.purge_failures(), 4, 4),
+        (C.purge_oldest_failures(), 4, 4),
         (C.heartbeat("w", expiry=1, fields={}), 1500, 1.5),
         (C.add_to_metric("m", 2), b"5", 5.0),
         (C.set_metric("m", "x"), 1, None),

@@ -1,10 +1,10 @@
--- Deletes entries of the failures or the system errors, oldest first, at most 500 a call; or those given.
+-- Deletes the given entries of the failures or the system errors, at most 500 a call; or the oldest.
 -- KEYS  1 failures or system_errors
--- ARGV  1 prefix  then ids (none: the oldest 500)
+-- ARGV  1 prefix  2 how many of the oldest, 0 for those given  then ids
 -- Reply how many it deleted
-local ids = { unpack(ARGV, 2) }
+local ids = { unpack(ARGV, 3) }
 local state = string.sub(KEYS[1], -8) == 'failures' and 'failed' or 'system_error'
-if #ids == 0 then ids = redis.call('ZRANGE', KEYS[1], 0, 499) end
+if ARGV[2] ~= '0' then ids = redis.call('ZRANGE', KEYS[1], 0, ARGV[2] - 1) end
 local deleted = 0
 for _, id in ipairs(ids) do
   if redis.call('ZREM', KEYS[1], id) == 1 then
