@@ -12,7 +12,9 @@ import redis
 from queue_system.broker.aio import AsyncBroker
 from queue_system.broker.clients import ClientFactory, SettingsClients, UrlClients, check_server
 from queue_system.broker.commands import Commands
+from queue_system.broker.grouping import CONNECTIONS
 from queue_system.broker.lanes import answer_memory
+from queue_system.broker.producing import AsyncProducer
 from queue_system.broker.sync import SyncBroker
 from queue_system.broker.translate import CLIENT_ERRORS, translate
 from queue_system.checks import check_count, check_durability, check_seconds
@@ -226,10 +228,30 @@ class QueueConfig:
         client = self.clients.sync(timeout=timeout or self.connection_timeout)
         return SyncBroker(client, self.clients.address)
 
-    def new_async_broker(self, *, timeout: float | None = None, tries: int = 1) -> AsyncBroker:
-        """A broker for asyncio on connections of its own; for blocking reads give a `timeout` above theirs."""
+    def new_async_broker(
+        self, *, timeout: float | None = None, tries: int = 1, connections: int | None = None
+    ) -> AsyncBroker:
+        """A broker for asyncio on connections of its own; for blocking reads give a `timeout` above theirs.
+
+        Args:
+            timeout: seconds, by default `connection_timeout`.
+            tries: of an idempotent call.
+            connections: at once, or None for as many as are needed.
+        """
         client = self.clients.aio(timeout=timeout or self.connection_timeout)
-        return AsyncBroker(client, self.clients.address, tries=tries)
+        return AsyncBroker(client, self.clients.address, tries=tries, connections=connections)
+
+    def new_async_producer(self) -> AsyncProducer:
+        """What an asynchronous manager has in the event loop that runs."""
+        tries = self.max_connection_retries
+        return AsyncProducer(
+            self.new_async_broker(tries=tries, connections=CONNECTIONS),
+            self.commands,
+            self.clients.address,
+            confirm=self.commands.confirm(self.durability_replicas, self.durability_timeout),
+            tries=tries,
+            patience=tries * self.connection_timeout,
+        )
 
     def close(self) -> None:
         """Close the connections of this configuration. It may be used again: it then connects anew."""

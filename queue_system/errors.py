@@ -101,6 +101,17 @@ class CircuitOpenError(BrokerUnavailableError):
         self.retry_after = retry_after
 
 
+class ClosedError(EnqueueOutcome, QueueError):
+    """The manager was closed, or its event loop ended, before this call was answered.
+
+    `ambiguous` is true when the command may have been carried out. See `EnqueueOutcome` for what is known of each.
+    """
+
+    def __init__(self, message: str, *, ambiguous: bool = False) -> None:
+        super().__init__(message)
+        self.ambiguous = ambiguous
+
+
 class NotDurableError(QueueError):
     """``durability="wait"``: accepted by the primary, but too few replicas have said in time that they have it.
 

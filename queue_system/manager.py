@@ -7,16 +7,15 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, Final
 
-from queue_system.broker.aio import AsyncBroker
-from queue_system.broker.clients import check_server
-from queue_system.broker.resend import worth_retrying
+from queue_system.broker.per_loop import PerLoop
+from queue_system.broker.producing import AsyncProducer
 from queue_system.config import QueueConfig
 from queue_system.enqueueing import OperationFactory, Steps, T
 from queue_system.errors import BrokerUnavailableError, QueueError
 from queue_system.request import EnqueueRequest
 from queue_system.retry import QueueRetryConfig
 from queue_system.template import DEFAULT_PRIORITY, NO_DELAY, FunctionOrName
-from queue_system.utils import circuit_breaker, retry_with_backoff, try_catch
+from queue_system.utils import circuit_breaker, try_catch
 
 # What the package raises on purpose tells its story already; anything else is logged where it came up.
 _logged = try_catch(log=lambda error: not isinstance(error, QueueError))
@@ -204,12 +203,18 @@ class QueueManager(OperationFactory):
 
 
 class AsyncQueueManager(OperationFactory):
-    """`QueueManager` for asyncio: the same methods, awaited. One for each event loop."""
+    """`QueueManager` for asyncio: the same methods, awaited, by as many tasks at once as you like.
+
+    It has at most 4 connections, and what is enqueued while others are on their way goes together. It may be used in
+    several event loops, one after the other or in several threads: each has connections of its own, which are closed
+    when it ends.
+    """
 
     def __init__(self, config: QueueConfig) -> None:
         super().__init__(config)
-        self._broker: AsyncBroker | None = None
-        self._checked = False
+        self._producers: PerLoop[AsyncProducer] = PerLoop(
+            config.new_async_producer, AsyncProducer.close, AsyncProducer.abandon
+        )
 
     @_logged
     async def enqueue(
@@ -269,10 +274,11 @@ class AsyncQueueManager(OperationFactory):
         return await self._drive(self._purge_steps(queue_name, priority))
 
     async def close(self) -> None:
-        """Close the connections of this manager."""
-        if self._broker is not None:
-            await self._broker.close()
-        self._broker, self._checked = None, False
+        """Close the connections of this manager. It may be used again: it then connects anew.
+
+        Calls that are not answered yet raise `ClosedError`. Other event loops close theirs as soon as they come to it.
+        """
+        await self._producers.close()
 
     @_logged
     @_guarded
@@ -292,10 +298,25 @@ class AsyncQueueManager(OperationFactory):
         with request:
             while not request.prepare(_TURN):  # noqa: ASYNC110  it waits for nothing: other tasks have their turn
                 await asyncio.sleep(0)
-            broker = await self._connected()
-            for calls in request.rounds():
-                request.take(await broker.run_all(calls, request.expect))
+            producer = await self._connected()
+            groups = producer.durable if request.waits else producer.primary
+            if not request.is_one:
+                await self._send(request, producer)
+            elif groups.busy:
+                answer = request.join(groups)
+                request.expect()
+                request.take(await answer)
+            else:
+                groups.depart()
+                try:
+                    await self._send(request, producer)
+                finally:
+                    groups.arrived()
         return request.results
+
+    async def _send(self, request: EnqueueRequest, producer: AsyncProducer) -> None:
+        for calls in request.rounds():
+            request.take(await producer.broker.run_all(calls, request.expect))
 
     async def _drive(self, steps: Steps[T]) -> T:
         reply = None
@@ -305,15 +326,11 @@ class AsyncQueueManager(OperationFactory):
             except StopIteration as done:
                 result: T = done.value
                 return result
-            reply = await (await self._connected()).run(call)
+            reply = await (await self._connected()).broker.run(call)
 
-    @retry_with_backoff(attempts=lambda self: self.config.max_connection_retries, retry_if=worth_retrying)
-    async def _connected(self) -> AsyncBroker:
-        """The broker, whose server is new enough."""
-        if self._broker is None:
-            self._broker = self.config.new_async_broker(tries=self.config.max_connection_retries)
-        broker = self._broker
-        if not self._checked:
-            check_server(await broker.server_version(), self.config.clients.address)
-            self._checked = True
-        return broker
+    async def _connected(self) -> AsyncProducer:
+        """That of this event loop, whose server is new enough."""
+        producer = self._producers.get()
+        if not producer.checked:
+            await producer.check()
+        return producer

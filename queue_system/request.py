@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Final, Self
 
+from queue_system.broker.grouping import Answer, EnqueueGroups
 from queue_system.broker.messages import MAX_ENQUEUE, Accepted, Call, Holder, NewOperation
 from queue_system.config import QueueConfig
 from queue_system.errors import (
     BrokerReplyError,
     BrokerUnavailableError,
+    ClosedError,
     InvalidOperationError,
     NotDurableError,
     QueueError,
@@ -40,6 +43,8 @@ class EnqueueRequest:
         custom_serializer: as for `QueueManager.enqueue`.
 
     Attributes:
+        is_one: whether it has one operation only.
+        waits: whether replicas have to confirm it.
         results: what `enqueue` returns for each operation that Redis has answered for.
     """
 
@@ -59,8 +64,9 @@ class EnqueueRequest:
         "_serializer",
         "_shortfall",
         "_template",
-        "_waits",
+        "is_one",
         "results",
+        "waits",
     )
 
     def __init__(
@@ -77,7 +83,8 @@ class EnqueueRequest:
         self._is_batch = count is not None
         self._count = count or 1
         self._serializer = custom_serializer
-        self._waits = (template.durability or config.durability) == "wait"
+        self.is_one = self._count == 1
+        self.waits = (template.durability or config.durability) == "wait"
         self._calls: list[Call[Any]] = []
         self._context: AbstractContextManager[None] = NO_CONTEXT
         self._encode: Callable[[str, bytes, int], bytes] | None = None
@@ -141,9 +148,19 @@ class EnqueueRequest:
         except InvalidOperationError as error:
             self._name_entity(error)
             raise
-        if self._new:
+        if self._new and not self.is_one:
             self._add_call()
         return True
+
+    def join(self, groups: EnqueueGroups) -> asyncio.Future[Answer]:
+        """Instead of `rounds`: send its only operation, which is encoded, together with others.
+
+        Returns:
+            What `take` is to be given, when it is awaited.
+        """
+        template = self._template
+        self._on_its_way = True
+        return groups.join(template.queue, template.priority, template.kind, self._new[0])
 
     def rounds(self) -> Iterator[list[Call[Any]]]:
         """What to ask of Redis, one round trip after the other.
@@ -152,9 +169,11 @@ class EnqueueRequest:
         confirmed in time, no other need wait.
         """
         config = self._config
+        if self._new:
+            self._add_call()
         self._on_its_way = True
         for call in self._calls:
-            if self._waits and self._shortfall is None:
+            if self.waits and self._shortfall is None:
                 yield [call, config.commands.confirm(config.durability_replicas, config.durability_timeout)]
             else:
                 yield [call]
@@ -166,16 +185,16 @@ class EnqueueRequest:
         if len(ids) > MAX_ENQUEUE:
             ids = ids[len(self.results) : len(self.results) + MAX_ENQUEUE]
         self._expected = [{"operation_id": operation_id, **answer} for operation_id in ids]
-        if len(self._calls) == 1:
+        if self.is_one or len(self._calls) == 1:
             self._enqueued = self._all_enqueued()
 
-    def take(self, replies: list[Any]) -> None:
+    def take(self, replies: Sequence[Any]) -> None:
         """Correct what was expected of a round by what Redis has said.
 
         Raises:
             NotDurableError: too few replicas have confirmed it; after the last round.
         """
-        if self._waits and self._shortfall is None:
+        if self.waits and self._shortfall is None:
             confirmed = replies[1]
             if isinstance(confirmed, QueueError) or confirmed < self._config.durability_replicas:
                 self._shortfall = (confirmed,)
@@ -262,14 +281,14 @@ class EnqueueRequest:
         ) from cause
 
     def _failed(self, error: QueueError) -> None:
-        if isinstance(error, BrokerUnavailableError | BrokerReplyError):
+        if isinstance(error, BrokerUnavailableError | BrokerReplyError | ClosedError):
             self._say_what_is_known(error)
             if self.results:
                 self._enqueued = None
                 self._tell()
         self._config.hooks.on_event(EnqueueFailed(self._template.queue, type(error).__name__))
 
-    def _say_what_is_known(self, error: BrokerUnavailableError | BrokerReplyError) -> None:
+    def _say_what_is_known(self, error: BrokerUnavailableError | BrokerReplyError | ClosedError) -> None:
         ids, answered = tuple(self._ids), len(self.results)
         if not self._on_its_way:  # there was no connection yet to send it on
             error.ambiguous = False

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import redis.asyncio as aioredis
-from redis.exceptions import NoPermissionError, NoScriptError
+from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from queue_system.broker.exchange import DirectExchange, Exchange, PipelinedExchange, exchange_of
 from queue_system.broker.messages import Call, Meanwhile, nothing
@@ -33,10 +34,17 @@ class AsyncBroker:
     """Runs `Call`s; the twin of `sync.SyncBroker`, with the same errors."""
 
     def __init__(
-        self, client: aioredis.Redis, address: str, *, tries: int = 1, scripts: dict[str, Script] | None = None
+        self,
+        client: aioredis.Redis,
+        address: str,
+        *,
+        tries: int = 1,
+        scripts: dict[str, Script] | None = None,
+        connections: int | None = None,
     ) -> None:
         self._client: Any = client  # redis-py has no types for info
-        self._exchange: Exchange = exchange_of(client)
+        self._exchange: Exchange = exchange_of(client, connections)
+        self._is_bounded = connections is not None
         self.keeps_order = isinstance(self._exchange, DirectExchange)
         """Whether calls of `run_many` that overlap are carried out, and answered, in their order."""
         self._in_order: Exchange = (
@@ -121,6 +129,18 @@ class AsyncBroker:
         replies = await self._attempt_many(calls, Resend(self._address))
         return [read(call, reply, self._address) for call, reply in zip(calls, replies, strict=True)]
 
+    async def run_each(self, calls: Sequence[Call[Any]]) -> list[Any | QueueError]:
+        """As `run_all`, but for each its result, or its own error: one that is refused hinders no other.
+
+        What failed for a reason that often passes is tried again, and all `plain` calls with it: what they say of
+        others must come after them. All must be idempotent.
+        """
+        sendings = [Resend(self._address) for _ in calls]
+        outcomes: list[Any] = [None] * len(calls)
+        with contextlib.suppress(QueueError):
+            await self._attempt_each(calls, sendings, outcomes, list(range(len(calls))))
+        return outcomes
+
     async def server_version(self) -> str:
         """``redis_version`` of INFO, or an empty string where the user may not ask."""
         try:
@@ -133,9 +153,16 @@ class AsyncBroker:
             raise translate(error, self._address) from error
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections. Those of a producer stay closed: what is on its way is told so."""
+        if self._is_bounded and isinstance(self._exchange, DirectExchange):
+            self._exchange.close()
         # redis-py 5.0.1 renamed close() to aclose(); disconnecting the pool works in all.
         await self._client.connection_pool.disconnect(inuse_connections=True)
+
+    def abandon(self) -> None:
+        """Let go of all connections: their event loop is closed."""
+        if isinstance(self._exchange, DirectExchange):
+            self._exchange.abandon()
 
     @retry_with_backoff(attempts=lambda self, call, _: self._tries if call.idempotent else 1, retry_if=worth_retrying)
     async def _attempt(self, call: Call[Any], resend: Resend) -> Any:
@@ -162,6 +189,23 @@ class AsyncBroker:
             raise resend.failed(error) from error
         return replies
 
+    @retry_with_backoff(attempts=lambda self, *_: self._tries, retry_if=worth_retrying)
+    async def _attempt_each(
+        self, calls: Sequence[Call[Any]], sendings: Sequence[Resend], outcomes: list[Any], left: list[int]
+    ) -> None:
+        """Fill in the outcomes of those that are left; raises one that is worth another try, and leaves those over."""
+        tried = [calls[i] for i in left]
+        try:
+            replies = await self._send_many(tried, self._exchange)
+        except CLIENT_ERRORS as error:
+            replies = [error] * len(tried)
+        for i, reply in zip(left, replies, strict=True):
+            outcomes[i] = _outcome(calls[i], reply, sendings[i])
+        failed = {i: outcomes[i] for i in left if worth_retrying(outcomes[i])}
+        left[:] = [i for i in left if i in failed or calls[i].plain]
+        if failed:
+            raise next(iter(failed.values()))
+
     async def _send(self, call: Call[Any], exchange: Exchange) -> Any:
         (reply,) = await exchange([command_of(call, self._scripts)])
         if isinstance(reply, NoScriptError):  # a new server, or SCRIPT FLUSH: nothing ran
@@ -183,3 +227,15 @@ class AsyncBroker:
             for i, reply in zip(again, await exchange(commands), strict=True):
                 replies[i] = reply
         return replies
+
+
+def _outcome(call: Call[Any], reply: Any, sending: Resend) -> Any | QueueError:
+    """What a call came to: its result, or its error."""
+    try:
+        if not isinstance(reply, Exception):
+            return call.parse(reply)
+        if call.refused is None or not isinstance(reply, ResponseError):
+            return sending.failed(reply)
+        return call.refused(translate(reply, sending.address))
+    except QueueError as error:  # a reply that cannot be read
+        return error

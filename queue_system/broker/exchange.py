@@ -12,7 +12,8 @@ import redis.asyncio as aioredis
 import redis.exceptions as rex
 
 from queue_system.broker.exchange_sync import Command, getter_of
-from queue_system.broker.translate import is_misplaced
+from queue_system.broker.places import CrowdedError
+from queue_system.broker.translate import ClosedConnectionError, is_misplaced
 from queue_system.broker.wire import Wire
 
 Exchange: TypeAlias = Callable[[Sequence[Command]], Awaitable[list[Any]]]
@@ -23,9 +24,14 @@ Raises:
 """
 
 
-def exchange_of(client: aioredis.Redis) -> Exchange:
-    """How to exchange with this client: directly, unless it is of a class of its own, which may do as it likes."""
-    return DirectExchange(client) if type(client) is aioredis.Redis else PipelinedExchange(client)
+def exchange_of(client: aioredis.Redis, most: int | None = None) -> Exchange:
+    """How to exchange with this client: directly, unless it is of a class of its own, which may do as it likes.
+
+    Args:
+        client: of redis-py.
+        most: see `DirectExchange`.
+    """
+    return DirectExchange(client, most) if type(client) is aioredis.Redis else PipelinedExchange(client)
 
 
 class PipelinedExchange:
@@ -60,11 +66,19 @@ class DirectExchange:
     A server that is not, or no longer, the right one says so on one of them. All are dropped then, each as soon as no
     reply is to come: not each of them has to fail once.
 
-    Takes over the client's limit of time: it is that of an exchange as a whole, and of the making of a connection.
+    Takes over the client's limit of time: it is that of an exchange as a whole, of the making of a connection, and of
+    the wait for one that is free.
+
+    Args:
+        client: whose pool the connections come from.
+        most: connections at once; whoever comes then waits for its turn. None for as many as there are exchanges.
     """
 
-    def __init__(self, client: aioredis.Redis) -> None:
+    def __init__(self, client: aioredis.Redis, most: int | None = None) -> None:
         self._pool: Any = client.connection_pool
+        self._most = most
+        self._places = None if most is None else asyncio.Semaphore(most)
+        self._closed = False
         self._timeout: float | None = self._pool.connection_kwargs.get("socket_timeout")
         self._pool.connection_kwargs["socket_timeout"] = None
         self._get: Callable[[], Awaitable[Any]] = getter_of(self._pool)
@@ -107,8 +121,23 @@ class DirectExchange:
         if wire in self._in_use and (wire.closed or not wire.busy):
             self._in_use.discard(wire)
             self._idle.append(wire)
+            if self._places is not None:
+                self._places.release()
             if wire is self._in_order:
                 self._in_order = None
+
+    def close(self) -> None:
+        """Close all connections, for good: what is on its way is told so, and nothing is sent any more."""
+        self._closed = True
+        for wire in [*self._in_use, *self._idle]:
+            wire.fail(ClosedConnectionError(was_sent=True))
+            wire.abort()
+
+    def abandon(self) -> None:
+        """The event loop is closed: let the server know that nobody is there, as far as that can be done without it."""
+        self._closed = True
+        for wire in [*self._in_use, *self._idle]:
+            wire.shut_down()
 
     def _outdate(self) -> None:
         for wire in self._in_use:
@@ -118,11 +147,30 @@ class DirectExchange:
 
     async def _wire(self) -> Wire:
         """A connection that is nobody else's now."""
-        wire = await self._unused()
+        if self._places is None:
+            wire = await self._unused()
+        else:
+            await self._place(self._places)
+            try:
+                wire = await self._unused()
+            except BaseException:
+                self._places.release()
+                raise
         self._in_use.add(wire)
         return wire
 
+    async def _place(self, places: asyncio.Semaphore) -> None:
+        if places.locked():
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await places.acquire()
+            except TimeoutError:
+                raise CrowdedError(self._most or 0, self._timeout) from None
+        else:
+            await places.acquire()  # at once
+
     async def _unused(self) -> Wire:
+        self._check_open()
         while self._idle:
             wire = self._idle.pop()
             if not wire.closed:
@@ -131,9 +179,17 @@ class DirectExchange:
             await self._pool.release(wire.connection)
         try:
             async with asyncio.timeout(self._timeout):
-                return Wire(await self._get())
+                wire = Wire(await self._get())
         except TimeoutError:
             raise rex.TimeoutError("Timeout connecting to server") from None
+        if self._closed:  # while it was made
+            wire.abort()
+            self._check_open()
+        return wire
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedConnectionError(was_sent=False)
 
 
 def _packed(commands: Sequence[Command]) -> bytes:

@@ -12,7 +12,7 @@ from redis.exceptions import NoScriptError
 from queue_system.broker.messages import Call, Meanwhile, nothing
 from queue_system.broker.scripts import Script
 from queue_system.broker.translate import RETRYABLE, translate
-from queue_system.errors import BrokerUnavailableError, QueueError
+from queue_system.errors import BrokerUnavailableError, ClosedError, QueueError
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class Resend(msgspec.Struct):
     def failed(self, error: Exception) -> QueueError:
         """The package's error for a client's. It is ambiguous when this or an earlier try was."""
         translated = translate(error, self.address)
-        if isinstance(translated, BrokerUnavailableError):
+        if isinstance(translated, BrokerUnavailableError | ClosedError):
             self.ambiguous = translated.ambiguous = translated.ambiguous or self.ambiguous
         return translated
 

@@ -8,7 +8,16 @@ from typing import Any, Final
 import redis.exceptions as rex
 
 from queue_system.broker.places import CrowdedError
-from queue_system.errors import BrokerReplyError, BrokerUnavailableError, QueueError
+from queue_system.errors import BrokerReplyError, BrokerUnavailableError, ClosedError, QueueError
+
+
+class ClosedConnectionError(rex.ConnectionError):
+    """We have closed the connections ourselves, for good."""
+
+    def __init__(self, *, was_sent: bool) -> None:
+        super().__init__("closed while this call was waiting for its answer")
+        self.was_sent = was_sent
+
 
 CLIENT_ERRORS: Final = (rex.RedisError, OSError)
 """What a client raises when a command could not be carried out."""
@@ -78,6 +87,9 @@ _CROWDED: Final = "let fewer threads or tasks enqueue at once, or raise connecti
 
 def translate(error: Exception, address: str) -> QueueError:
     """The package's error for a client's; `address` is the server's, without its password."""
+    if isinstance(error, ClosedConnectionError):
+        what = "it may have been carried out" if error.was_sent else "it was not sent"
+        return ClosedError(f"Redis at {address}: {error}; {what}", ambiguous=error.was_sent)
     kind = error_kind(error)
     if kind is None:
         advice = f" ({_LACKS_A_RIGHT})" if _is_denied(error) else ""

@@ -7,6 +7,8 @@ and tasks cost for each command is saved: of 170 us for two commands at once, 14
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections import deque
 from typing import Any, Final
 
@@ -74,6 +76,21 @@ class Wire(asyncio.Protocol):
             self._set_timer()
         self._transport.write(packed)
         return pending
+
+    def fail(self, error: Exception) -> None:
+        """Of all exchanges that are on their way. The connection is to be closed."""
+        failed, self._exchanges = self._exchanges, deque()
+        for exchange in failed:
+            if not exchange.pending.done():
+                exchange.pending.set_exception(error)
+
+    def shut_down(self) -> None:
+        """Close it as far as that can be done when its event loop is no more."""
+        self.closed = True
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def abort(self) -> None:
         """Close at once: the next reply would be that of another command."""

@@ -51,6 +51,9 @@ class AsyncFakeBroker(FakeBroker):
     version = "7.0.15"
     keeps_order = True
 
+    async def close(self) -> None:
+        self.closed = True
+
     async def server_version(self) -> str:
         return self.version
 
@@ -142,7 +145,7 @@ class Producer:
         self.config._broker = self.broker
         self.manager = QueueManager(self.config) if kind == "sync" else AsyncQueueManager(self.config)
         if kind == "async":
-            self.manager._broker = self.broker
+            self.config.new_async_broker = lambda **_: self.broker
 
     def __getattr__(self, name: str):
         method = getattr(self.manager, name)

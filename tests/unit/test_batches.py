@@ -203,11 +203,11 @@ class NoServer(AsyncFakeBroker):
         raise BrokerUnavailableError("gone", kind="misconf", ambiguous=True)
 
 
-async def test_what_was_never_sent_was_not_accepted():
-    manager = AsyncQueueManager(QueueConfig(telemetry=None))
-    manager._broker = NoServer()
-    with pytest.raises(BrokerUnavailableError) as caught:
-        await manager.enqueue_batch([{}, {}], compute, operation_ids=["a", "b"])
+async def test_what_was_never_sent_was_not_accepted(monkeypatch):
+    config = QueueConfig(telemetry=None)
+    monkeypatch.setattr(config, "new_async_broker", lambda **_: NoServer())
+    with pytest.raises(BrokerUnavailableError, match="gone") as caught:
+        await AsyncQueueManager(config).enqueue_batch([{}, {}], compute, operation_ids=["a", "b"])
     assert outcome(caught.value) == (0, (), (), ("a", "b"), ("a", "b"), False)
 
 
@@ -232,8 +232,10 @@ class Counting(AsyncFakeBroker):
 @pytest.mark.parametrize(("turn", "turns"), [(0.0, 3001), (float("inf"), 0)])
 async def test_others_have_their_turn_while_a_large_batch_is_encoded(monkeypatch, turn, turns):
     monkeypatch.setattr("queue_system.manager._TURN", turn)
-    manager = AsyncQueueManager(QueueConfig(telemetry=None))
-    manager._broker = broker = Counting()
+    config, broker = QueueConfig(telemetry=None), Counting()
+    monkeypatch.setattr(config, "new_async_broker", lambda **_: broker)
+    manager = AsyncQueueManager(config)
+    manager._producers.get().checked = True  # the look at the server has turns of its own
     other = asyncio.create_task(broker.count())
     results = await manager.enqueue_batch([{}] * 3000, compute)
     other.cancel()

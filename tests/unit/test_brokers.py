@@ -319,3 +319,55 @@ async def test_a_client_of_another_class_is_asked_for_one_after_the_other():
     await pending
     assert broker.read_after(RELEASE, pending) == (None, True)
     assert client.round_trips == [["BZPOPMIN"], ["EVALSHA"]]
+
+
+def each(monkeypatch, calls, *answers, tries=3):
+    """What `run_each` gives, and the commands of its round trips."""
+
+    async def at_once(_):
+        return None
+
+    monkeypatch.setattr("asyncio.sleep", at_once)
+    client = Client(answers, is_async=True)
+    broker = AsyncBroker(client, "here", tries=tries)
+    return asyncio.run(broker.run_each(calls)), client.round_trips
+
+
+def test_each_call_has_its_own_result_or_error(monkeypatch):
+    results, trips = each(monkeypatch, [ENQUEUE, RELEASE], rex.ResponseError("WRONGTYPE no"), 1)
+    assert (type(results[0]), results[1]) == (BrokerReplyError, True)
+    assert trips == [["EVALSHA", "EVALSHA"]]
+
+
+def test_those_that_failed_for_a_reason_that_passes_are_sent_again_and_no_others(monkeypatch):
+    results, trips = each(monkeypatch, [ENQUEUE, RELEASE], [b"q"], rex.ReadOnlyError("replica"), CUT, 1)
+    assert results == [[(Accepted.QUEUED, "1")], True]
+    assert trips == [["EVALSHA", "EVALSHA"], ["EVALSHA"], ["EVALSHA"]]
+
+
+def test_each_that_still_fails_has_an_error_of_its_own(monkeypatch):
+    results, trips = each(monkeypatch, [ENQUEUE, RELEASE], CUT, REFUSED, REFUSED)
+    assert [(type(error), error.ambiguous) for error in results] == [(BrokerUnavailableError, True)] * 2
+    assert results[0] is not results[1]
+    assert len(trips) == 3
+    (error, _), _ = each(monkeypatch, [ENQUEUE, RELEASE], REFUSED, tries=1)
+    assert not error.ambiguous
+
+
+def test_replicas_are_asked_again_behind_what_is_sent_again(monkeypatch):
+    results, trips = each(monkeypatch, [ENQUEUE, CONFIRM], rex.ReadOnlyError("replica"), b"0", [b"q"], b"1")
+    assert results == [[(Accepted.QUEUED, "1")], 1]
+    assert trips == [["EVALSHA", "WAIT"]] * 2
+
+
+def test_what_hindered_replicas_from_confirming_is_a_result(monkeypatch):
+    results, _ = each(monkeypatch, [ENQUEUE, CONFIRM], [b"q"], rex.NoPermissionError("wait"))
+    assert results[0] == [(Accepted.QUEUED, "1")]
+    assert isinstance(results[1], BrokerReplyError)
+
+
+def test_a_reply_that_cannot_be_read_is_an_error_of_its_own(monkeypatch):
+    results, trips = each(monkeypatch, [ENQUEUE, RELEASE], [b"?"], 1)
+    assert isinstance(results[0], BrokerReplyError)
+    assert results[1] is True
+    assert len(trips) == 1

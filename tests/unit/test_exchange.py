@@ -1,6 +1,7 @@
 """Commands for replies, on connections that are kept: when one is used again, and when never."""
 
 import asyncio
+import socket
 from types import SimpleNamespace
 
 import hiredis
@@ -10,6 +11,8 @@ import redis.exceptions as rex
 from redis.asyncio.connection import Connection as RealConnection
 
 from queue_system.broker.exchange import DirectExchange, PipelinedExchange, exchange_of
+from queue_system.broker.places import CrowdedError
+from queue_system.broker.translate import ClosedConnectionError
 from support import until
 
 
@@ -331,3 +334,111 @@ def test_a_client_of_another_class_does_it_its_own_way():
 
     assert isinstance(exchange_of(Mine()), PipelinedExchange)
     assert isinstance(exchange_of(aioredis.Redis()), DirectExchange)
+
+
+def bounded(most, *answers, **options):
+    pool = Pool(answers, **options)
+    return DirectExchange(SimpleNamespace(connection_pool=pool), most), pool
+
+
+async def test_of_a_few_connections_others_wait_for_one_in_their_turn():
+    exchange, pool = bounded(2)
+    running = [asyncio.create_task(exchange([("ECHO", n)])) for n in range(5)]
+    await until(lambda: len(pool.made) == 2 and all(connection.written for connection in pool.made))
+    order = []
+    for n, task in enumerate(running):
+        task.add_done_callback(lambda _, n=n: order.append(n))
+        pool.made[n % 2]._writer.transport.arrive(b":%d\r\n" % n)
+        assert await task == [n]
+    assert order == [0, 1, 2, 3, 4]
+    assert len(pool.made) == pool.checked_out == 2
+
+
+async def test_without_a_free_connection_in_time_nothing_was_sent():
+    exchange, pool = bounded(1, timeout=0.02)
+    exchange._timeout = None
+    running = asyncio.create_task(exchange([("A",)]))
+    await until(lambda: pool.made and pool.made[0].written)
+    exchange._timeout = 0.01
+    with pytest.raises(CrowdedError, match="none of 1 connections"):
+        await exchange([("B",)])
+    pool.made[0]._writer.transport.arrive(b":1\r\n")
+    assert await running == [1]
+    pool.answers = [[b":2\r\n"]]
+    assert await exchange([("C",)]) == [2]
+
+
+async def test_a_connection_that_could_not_be_made_leaves_its_place_to_others():
+    exchange, pool = bounded(1, [b":1\r\n"])
+    get, failing = exchange._get, [rex.ConnectionError("refused"), asyncio.CancelledError()]
+
+    async def fails():
+        if failing:
+            raise failing.pop(0)
+        return await get()
+
+    exchange._get = fails
+    with pytest.raises(rex.ConnectionError):
+        await exchange([("A",)])
+    with pytest.raises(asyncio.CancelledError):
+        await exchange([("A",)])
+    assert await exchange([("A",)]) == [1]
+    assert len(pool.made) == 1
+
+
+async def test_one_that_is_cut_off_or_fails_leaves_its_place_to_others():
+    exchange, pool = bounded(1, [], [None], [b":3\r\n"])
+    first = asyncio.create_task(exchange([("A",)]))
+    await until(lambda: pool.made and pool.made[0].written)
+    behind = asyncio.create_task(exchange([("B",)]))
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(rex.ConnectionError):
+        await behind
+    assert await exchange([("C",)]) == [3]
+    assert len(pool.made) == 1
+
+
+async def test_what_is_on_its_way_or_waits_is_told_of_the_end_and_nothing_is_sent_any_more():
+    exchange, pool = bounded(1)
+    sent = asyncio.create_task(exchange([("A",)]))
+    await until(lambda: pool.made and pool.made[0].written)
+    waiting = asyncio.create_task(exchange([("B",)]))
+    await asyncio.sleep(0)
+    exchange.close()
+    errors = await asyncio.gather(sent, waiting, exchange([("C",)]), return_exceptions=True)
+    assert [(type(error), error.was_sent) for error in errors] == [
+        (ClosedConnectionError, True),
+        (ClosedConnectionError, False),
+        (ClosedConnectionError, False),
+    ]
+    assert pool.made[0].aborted
+    assert len(pool.made[0].written) == 1
+
+
+async def test_a_connection_that_is_made_too_late_is_closed():
+    exchange, pool = bounded(1)
+    get = exchange._get
+
+    async def closed_meanwhile():
+        exchange.close()
+        return await get()
+
+    exchange._get = closed_meanwhile
+    with pytest.raises(ClosedConnectionError):
+        await exchange([("A",)])
+    assert pool.made[0].aborted
+    assert pool.made[0].written == []
+
+
+async def test_of_a_closed_event_loop_the_sockets_are_shut_down():
+    exchange, pool = bounded(1, [b":1\r\n"])
+    await exchange([("A",)])
+    own, other = socket.socketpair()
+    with own, other:
+        pool.made[0]._writer.transport.get_extra_info = {"socket": own}.get
+        exchange.abandon()
+        assert other.recv(1) == b""
+        exchange.abandon()  # to be told twice is no harm
+    with pytest.raises(ClosedConnectionError):
+        await exchange([("B",)])
