@@ -244,8 +244,8 @@ end
 -- That is done when there was nothing to take; reap looks at all of them in turn.
 local function find_unlisted()
   local names, found = {}, false
-  for i = 1, math.min(16, #ARGV - 7) do names[i] = ARGV[8 + (us + i) % (#ARGV - 7)] end
-  if #ARGV == 7 then names = redis.pcall('HRANDFIELD', KEYS[7], 16) or {} end
+  for i = 1, math.min(10, #ARGV - 7) do names[i] = ARGV[8 + (us + i) % (#ARGV - 7)] end
+  if #ARGV == 7 then names = redis.pcall('HRANDFIELD', KEYS[7], 10) or {} end
   for _, queue in ipairs(names) do
     if is_queue(queue) and length_of(prefix .. queue) > 0 then
       local kind = register_queue(prefix, queue, 'u')

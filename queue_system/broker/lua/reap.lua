@@ -7,7 +7,7 @@
 -- A quarantined operation is leased to the caller, which gives it up like any other failure.
 -- After an outage (no reaping for 3 intervals, or for a lease if that is shorter) nothing is taken back for one lease:
 -- its owners are alive, and were as unable to renew as this script was to run.
--- Cost  about 6 commands for each expired lease; once in an interval, by whichever worker, 4 for each of about 250
+-- Cost  about 6 commands for each expired lease; once in an interval, by whichever worker, one for each of about 100
 --       queues, which take turns, and 7 for each of at most 50 on a side that have been empty for the retention
 local prefix, max_crashes, interval = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local lease, retention, limit = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -49,11 +49,10 @@ for letter, container in pairs({ d = KEYS[8], l = KEYS[1], f = KEYS[5] }) do
 end
 
 -- What is not so in the index was written by an earlier version, or by hand; or a clock was set.
-local function put_right(queue, kind, us)
-  local here, there = index_of(prefix, kind), index_of(prefix, kind == 's' and 'a' or 's')
-  redis.pcall('ZREM', there, queue)
-  local place = redis.pcall('ZSCORE', here, queue)
-  place = type(place) == 'string' and tonumber(place) or -1
+local function put_right(queue, kind, us, place, elsewhere)
+  local here = index_of(prefix, kind)
+  place = tonumber(place or -1)
+  if elsewhere then redis.pcall('ZREM', index_of(prefix, kind == 's' and 'a' or 's'), queue) end
   if length_of(prefix .. queue) > 0 then
     if place < place_of_ready(queue, 1.7e15) or place > place_of_ready(queue, us) then
       list_ready(prefix, queue, kind, us)
@@ -83,9 +82,20 @@ end
 local function tend_index()
   local us, forgotten = now_us(), false
   local step = redis.call('HSCAN', KEYS[4], string.format('%.0f', redis.call('ZSCORE', KEYS[3], 'cursor') or 0),
-    'COUNT', 250)
+    'COUNT', 100)
+  local names, kinds = {}, {}
   for i = 1, #step[2], 2 do
-    if is_queue(step[2][i]) then put_right(step[2][i], step[2][i + 1], us) end
+    if is_queue(step[2][i]) then names[#names + 1], kinds[#kinds + 1] = step[2][i], step[2][i + 1] end
+  end
+  local places, of_sync = {}, {}
+  if #names > 0 then
+    places = redis.pcall('ZMSCORE', KEYS[11], unpack(names))
+    of_sync = redis.pcall('ZMSCORE', KEYS[12], unpack(names))
+  end
+  for i, queue in ipairs(names) do
+    local here, there = places[i], of_sync[i]
+    if kinds[i] == 's' then here, there = there, here end
+    put_right(queue, kinds[i], us, here, there)
   end
   redis.call('ZADD', KEYS[3], now, 'swept', step[1], 'cursor')
   for side = 11, 12 do
