@@ -56,6 +56,7 @@ class Keys:
         "delayed",
         "depths",
         "failures",
+        "guard",
         "heartbeat_prefix",
         "leases",
         "metrics",
@@ -99,6 +100,7 @@ class Keys:
         self.ready_index = f"{prefix}ready"
         self.ready_index_sync = f"{prefix}ready:sync"
         self.reaper = f"{prefix}reaper"
+        self.guard = f"{prefix}none"  # never exists: see common.lua
 
     def ready(self, queue_name: str, priority: str) -> str:
         """The list of ready ids: ``queue:{priority}:{queue_name}``."""

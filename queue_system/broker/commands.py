@@ -68,7 +68,7 @@ class Commands:
             keys.wake,
             keys.wake_sync,
         )
-        self._enqueue_one_keys = keys.registry, keys.metrics
+        self._enqueue_one_keys = keys.registry, keys.metrics, keys.guard
 
     def enqueue(
         self, queue: str, priority: str, kind: str, operations: Sequence[NewOperation]
@@ -92,7 +92,7 @@ class Commands:
                 0 if key is None else _ms(window),
                 new.body,
             )
-        return Call("enqueue", (*self._enqueue_keys, lane.key), args, partial(_became, ids), lane=lane)
+        return Call("enqueue", (*self._enqueue_keys, lane.key, self.keys.guard), args, partial(_became, ids), lane=lane)
 
     def _enqueue_one(self, lane: Lane, name: str, kind: str, new: NewOperation) -> Call[list[tuple[Accepted, str]]]:
         operation_id = new.operation_id
@@ -149,6 +149,7 @@ class Commands:
                 keys.registry,
                 keys.ready_index,
                 keys.ready_index_sync,
+                keys.guard,
             ),
             [
                 keys.prefix,
@@ -177,14 +178,17 @@ class Commands:
         """Note the kind of a queue's processors; the reply is the kind on record."""
         keys = self.keys
         args = [keys.prefix, f"{priority}:{queue}", kind]
-        return Call("learn", (keys.registry, keys.registry_version), args, replies.text)
+        return Call("learn", (keys.registry, keys.registry_version, keys.guard), args, replies.text)
 
     def renew(self, held: Sequence[tuple[str, int]], lease: float) -> Call[list[tuple[str, int]]]:
         """Prolong leases, at most `MAX_RENEW`; the reply has those (id, token) that are lost."""
-        args: list[Any] = [self.keys.prefix, _ms(lease)]
+        keys = self.keys
+        args: list[Any] = [keys.prefix, _ms(lease)]
         for operation_id, token in held:
             args += (to_id(operation_id), token)
-        return Call("renew", (self.keys.leases,), args, lambda reply: [held[int(position) - 1] for position in reply])
+        return Call(
+            "renew", (keys.leases, keys.guard), args, lambda reply: [held[int(position) - 1] for position in reply]
+        )
 
     def complete(self, completions: Sequence[Completion], *, done_ttl: float, again: bool) -> Call[list[bool]]:
         """End at most `MAX_COMPLETE` operations well; false for each whose token is stale."""
@@ -197,7 +201,7 @@ class Commands:
                 args += (to_id(done.operation_id), done.token, done.kind.upper(), *_callback_args(done.callback))
         return Call(
             "complete",
-            (keys.leases, keys.metrics, keys.registry, keys.registry_version, keys.wake),
+            (keys.leases, keys.metrics, keys.registry, keys.registry_version, keys.wake, keys.guard),
             args,
             lambda reply: [bool(code) for code in reply],
         )
@@ -222,7 +226,7 @@ class Commands:
         keys = self.keys
         return Call(
             "retry",
-            (keys.leases, keys.delayed, keys.metrics),
+            (keys.leases, keys.delayed, keys.metrics, keys.guard),
             [
                 keys.prefix,
                 to_id(operation_id),
@@ -263,6 +267,7 @@ class Commands:
                 keys.registry,
                 keys.registry_version,
                 keys.wake,
+                keys.guard,
             ),
             [
                 keys.prefix,
@@ -287,7 +292,7 @@ class Commands:
         keys = self.keys
         return Call(
             "release",
-            (keys.leases, keys.delayed, keys.registry),
+            (keys.leases, keys.delayed, keys.registry, keys.guard),
             [keys.prefix, to_id(operation_id), token, reason, _ms(delay), _ms(first_called)],
             bool,
         )
@@ -310,6 +315,7 @@ class Commands:
                 keys.registry_version,
                 keys.ready_index,
                 keys.ready_index_sync,
+                keys.guard,
             ),
             [keys.prefix, max_crashes, _ms(interval), _ms(lease), _ms(retention), REAP_LIMIT],
             lambda reply: Reaped(int(reply[0]), bool(reply[1]), replies.deliveries(reply[2], (), 0.0)),
@@ -322,7 +328,7 @@ class Commands:
         key, state = (keys.system_errors, "system_error") if system_errors else (keys.failures, "failed")
         return Call(
             "requeue_failure",
-            (key, keys.metrics, keys.registry),
+            (key, keys.metrics, keys.registry, keys.guard),
             [keys.prefix, to_id(operation_id), state],
             bool,
             # The second sending would find no entry and say so, or put back what has failed anew in the meantime.
@@ -332,29 +338,29 @@ class Commands:
     def purge_ready(self, queue: str, priority: str) -> Call[int]:
         """Discard up to 500 ready operations; the reply says how many ids were taken out."""
         keys = self.keys
-        index = keys.ready_index, keys.ready_index_sync
-        return Call("purge", (keys.ready(queue, priority), keys.metrics, *index), [keys.prefix], int)
+        others = keys.metrics, keys.ready_index, keys.ready_index_sync, keys.guard
+        return Call("purge", (keys.ready(queue, priority), *others), [keys.prefix], int)
 
     def purge_delayed(self, queue: str, priority: str, cursor: int) -> Call[tuple[int, int]]:
         """One step over the delayed operations: (next cursor, 0 at the end; how many were discarded)."""
         keys = self.keys
         return Call(
             "purge_delayed",
-            (keys.delayed, keys.metrics),
+            (keys.delayed, keys.metrics, keys.guard),
             [keys.prefix, f"{priority}:{queue}", cursor],
             lambda reply: (int(reply[0]), int(reply[1])),
         )
 
     def purge_failures(self, ids: Sequence[str], *, system_errors: bool = False) -> Call[int]:
         """Delete the given entries, at most 500, and none without an id; the reply says how many were deleted."""
-        key = self.keys.system_errors if system_errors else self.keys.failures
-        return Call("purge_failures", (key,), [self.keys.prefix, 0, *map(to_id, ids)], int)
+        keys = self.keys.system_errors if system_errors else self.keys.failures, self.keys.guard
+        return Call("purge_failures", keys, [self.keys.prefix, 0, *map(to_id, ids)], int)
 
     def purge_oldest_failures(self, *, system_errors: bool = False) -> Call[int]:
         """Delete the oldest 500 entries; the reply says how many were deleted."""
-        key = self.keys.system_errors if system_errors else self.keys.failures
+        keys = self.keys.system_errors if system_errors else self.keys.failures, self.keys.guard
         # The oldest are others when it is sent again.
-        return Call("purge_failures", (key,), [self.keys.prefix, PURGE_STEP], int, idempotent=False)
+        return Call("purge_failures", keys, [self.keys.prefix, PURGE_STEP], int, idempotent=False)
 
     def failures(
         self, *, offset: int = 0, limit: int = 50, operation_id: str | None = None, system_errors: bool = False
@@ -474,7 +480,7 @@ class Commands:
         args: list[Any] = [self.keys.prefix, worker, _ms(expiry)]
         for name, value in fields.items():
             args += (name, value)
-        return Call("heartbeat", (self.keys.workers,), args, lambda reply: int(reply) / 1000)
+        return Call("heartbeat", (self.keys.workers, self.keys.guard), args, lambda reply: int(reply) / 1000)
 
     def add_to_metric(self, name: str, value: float) -> Call[float]:
         """Increase a field of the metrics hash."""
@@ -504,7 +510,8 @@ class Commands:
 
     def ring(self, worker: str) -> Call[bool]:
         """End a worker's blocking read."""
-        return Call("ring", (self.keys.ring(worker),), [self.keys.prefix, _ms(_RING_STAYS)], bool)
+        keys = self.keys
+        return Call("ring", (keys.ring(worker), keys.guard), [keys.prefix, _ms(_RING_STAYS)], bool)
 
 
 def _became(ids: Sequence[str], reply: Any) -> list[tuple[Accepted, str]]:

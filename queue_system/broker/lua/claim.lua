@@ -1,6 +1,7 @@
 -- Moves what is due to its queue, then leases ready operations in strict priority order. Of the queues of one priority
 -- that one comes first that has waited longest since it was last served, or became ready.
 -- KEYS  1 leases  2 delayed  3 metrics  4 wake  5 wake:sync  6 system_errors  7 registry  8 ready  9 ready:sync
+--       10 none
 -- ARGV  1 prefix  2 free async slots  3 free sync slots  4 lease (ms)  5 retention of system errors (ms)
 --       6 id of the worker  7 1 when the worker may take a suspect: an operation during which workers have died
 --       then "{priority}:{queue}" of the only queues to take from (none: all)
@@ -11,7 +12,7 @@
 --       exhaustions, first call of its processor (ms, 0 none), due (ms), accepted (ms), trace of the last attempt, body
 -- Cost  O(queues that it takes from, and mixed ones that wait for a slot) + about 4 commands for each operation; with
 --       "only" queues O(those), too. Promotes at most 100. Its first write is a ZREM or LPOP, so a Redis that is out of
---       memory still drains.
+--       memory still drains. What it holds when it meets an error goes back.
 local prefix, retention = ARGV[1], tonumber(ARGV[5])
 local slots = { a = tonumber(ARGV[2]), s = tonumber(ARGV[3]) }
 local time = redis.call('TIME')
@@ -24,31 +25,47 @@ local function refuse(id, reason)
   reject(prefix, KEYS[6], id, reason, now, retention)
 end
 
+-- Returns the error of Redis that stopped it, if one did.
 local function promote()
   local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 100)
   for _, id in ipairs(due) do
-    redis.call('ZREM', KEYS[2], id)
     local key = op_key(prefix, id)
     local queue = redis.pcall('HGET', key, 'q')
+    if type(queue) == 'table' and not is_wrong_type(queue) then return queue end
+    redis.call('ZREM', KEYS[2], id)
+    local pushed = type(queue) == 'string' and is_queue(queue) and redis.pcall('RPUSH', prefix .. queue, id)
     if type(queue) == 'table' then
       refuse(id, 'wrong_type')
-    elseif not is_queue(queue) then
+    elseif not pushed then
       refuse(id, queue and 'bad_queue' or 'body_missing')
+    elseif is_wrong_type(pushed) then
+      refuse(id, 'no_list')
+    elseif type(pushed) == 'table' then
+      redis.call('ZADD', KEYS[2], now, id)
+      return pushed
     else
-      local length = redis.pcall('RPUSH', prefix .. queue, id)
-      if type(length) == 'table' then
-        refuse(id, 'no_list')
-      else
-        redis.call('HSET', key, 'st', 'ready')
-        depth(prefix, 'd', queue, -1)
-        made_ready(prefix, queue, redis.call('HGET', KEYS[7], queue), length, us)
-      end
+      redis.call('HSET', key, 'st', 'ready')
+      depth(prefix, 'd', queue, -1)
+      made_ready(prefix, queue, redis.pcall('HGET', KEYS[7], queue), pushed, us)
     end
   end
 end
 
 local leases, operations, suspects = {}, {}, 0
 local token, token_text
+local refusal  -- an error of Redis: nothing more is taken
+
+-- Gets the token and notes the first lease, and so finds out whether either can be had. False when not.
+local function begin(id)
+  local given = new_token(prefix)
+  local noted = type(given) == 'table' and given or redis.pcall('ZADD', KEYS[1], expires, id)
+  if type(noted) == 'table' then
+    refusal = noted
+    return false
+  end
+  token, token_text = given, given .. ''
+  return true
+end
 
 -- A suspect is claimed by itself or not at all: were it to kill its worker, nothing else would be under suspicion.
 local function is_alone(alone)
@@ -74,6 +91,10 @@ end
 local function lease(id, j, queue)
   local key = op_key(prefix, id)
   local h = redis.pcall('HMGET', key, 'st', 'b', 'at', 'dc', 'cr', 'ex', 'fa', 'rd', 'ts', 'al', 'tp', 'q')
+  if h.err and not is_wrong_type(h) then
+    refusal = h
+    return nil
+  end
   local fault = fault_of(h)
   if fault then
     refuse(id, fault)
@@ -84,21 +105,26 @@ local function lease(id, j, queue)
     return false
   end
   if h[10] and not is_alone(h[10]) then return nil end
+  local is_first = not token
+  if is_first and not begin(id) then return nil end
+  local deliveries = (h[4] or 0) + 1
+  local deliveries_text = deliveries == 1 and '1' or deliveries .. ''
+  local set = redis.pcall('HSET', key, 'st', 'leased', 'tk', token_text, 'dc', deliveries_text, 'w', by)
+  if type(set) == 'table' then
+    refusal = set
+    if is_first then redis.call('ZREM', KEYS[1], id) end
+    return nil
+  end
   if not h[8] then  -- written by hand: accepted here, so that the counts stay whole and it can go back to its queue
     redis.call('HSET', key, 'q', queue, 'ts', at, 'rd', at)
     count(prefix, 'enqueued', 1)
   elseif h[12] ~= queue then  -- where it was found counts: there it goes back to
     redis.call('HSET', key, 'q', queue)
   end
-  local deliveries = (h[4] or 0) + 1
-  if not token then
-    token = new_token(prefix)
-    token_text = token .. ''
+  if not is_first then
+    leases[#leases + 1] = expires
+    leases[#leases + 1] = id
   end
-  local deliveries_text = deliveries == 1 and '1' or deliveries .. ''
-  redis.call('HSET', key, 'st', 'leased', 'tk', token_text, 'dc', deliveries_text, 'w', by)
-  leases[#leases + 1] = expires
-  leases[#leases + 1] = id
   local n = #operations
   operations[n + 1], operations[n + 2], operations[n + 3], operations[n + 4] = id, j, token, deliveries
   operations[n + 5], operations[n + 6], operations[n + 7] = h[3] or 0, h[5] or 0, h[6] or 0
@@ -129,17 +155,17 @@ local function take_from(queue, kind, side, alone)
   local j = #sources / 2 + 1
   while not emptied do
     local room = slots[kind] or math.min(slots.a, slots.s)
-    if room <= 0 or suspects ~= 0 then break end
+    if room <= 0 or suspects ~= 0 or refusal then break end
     local ids = redis.pcall('LPOP', list, room)
     if not ids or ids.err then emptied = true else  -- an error: a key of that name that is no list
       emptied = #ids < room
       for i, id in ipairs(ids) do
-        local taken = suspects == 0 and lease(id, j, queue)
+        local taken = suspects == 0 and not refusal and lease(id, j, queue)
         if taken then
           leased = leased + 1
           if kind ~= 's' then slots.a = slots.a - 1 end
           if kind ~= 'a' then slots.s = slots.s - 1 end
-        elseif suspects ~= 0 then
+        elseif suspects ~= 0 or refusal then
           put_back(list, ids, i)
           emptied = false
           break
@@ -162,7 +188,7 @@ end
 -- The rows of one side of the index, read step by step: names, places, and kinds where they are not all the same.
 local function fill(rows, names, places)
   rows.names, rows.places, rows.i, rows.read = names, places, 1, rows.read + #names
-  rows.kinds = rows.side == 'a' and #names > 0 and slots.a > 0 and redis.call('HMGET', KEYS[7], unpack(names))
+  rows.kinds = rows.side == 'a' and #names > 0 and slots.a > 0 and redis.pcall('HMGET', KEYS[7], unpack(names))
 end
 
 local function read_all(rows)
@@ -208,7 +234,7 @@ end
 local function write_changes()
   for side, places in pairs(changes) do
     for first = 1, #places, 1000 do
-      redis.call('ZADD', index[side], unpack(places, first, math.min(first + 999, #places)))
+      redis.pcall('ZADD', index[side], unpack(places, first, math.min(first + 999, #places)))
     end
     changes[side] = {}
   end
@@ -217,7 +243,7 @@ end
 local function take()
   local a = { side = 'a', names = {}, i = 1, read = 0 }
   local s = { side = 's', names = {}, i = 1, read = 0 }
-  while suspects == 0 do
+  while suspects == 0 and not refusal do
     local rows, of_a, of_s = a, slots.a > 0 and next_of(a), slots.s > 0 and next_of(s)
     if not of_a and not of_s then break end
     if not of_a then
@@ -261,12 +287,13 @@ end
 
 local due = next_due()
 if due and due <= now then
-  promote()
+  refusal = promote()
   due = next_due()
 end
-take()
-if #operations == 0 and suspects == 0 and slots.a + slots.s > 0 and find_unlisted() then take() end
+if not refusal then take() end
+if #operations == 0 and suspects == 0 and not refusal and slots.a + slots.s > 0 and find_unlisted() then take() end
 if #leases > 0 then redis.call('ZADD', KEYS[1], unpack(leases)) end
+if refusal and #operations == 0 then return refusal end
 if more.a == 1 then wake(prefix, 'a') end
 if more.s == 1 then wake(prefix, 's') end
 return { now, due and math.max(due - now, 0) or -1, more.a, more.s, sources, operations, suspects }

@@ -1,6 +1,12 @@
 -- Shared by the scripts: the loader puts those functions in front of each that it calls, directly or not. So there is
 -- nothing here but functions, each of which calls only those above it.
 --
+-- No script ends half-way. Whoever can write to Redis may have put a key of another type where a container should be, so
+-- a script that writes reads first what it is going to touch: what cannot be read raises while nothing has been
+-- written. Counters, markers and the registry's version are not worth a refusal: what is wrong with them is tolerated.
+-- And it declares the key `none`, which never exists: with one key that is missing, a slot of a cluster that is being
+-- moved refuses a script before it begins, also when the keys it declares are still there and the operations are not.
+--
 -- Fields of an operation's hash (absent means 0 or none):
 --   st state: ready | delayed | leased | done | failed | system_error
 --   q  "{priority}:{queue}"   b  body     k  'o' operation, 'c' callback
@@ -22,6 +28,19 @@ end
 
 -- Anybody who can write to Redis may have written a hash: what it says of itself is checked before it is used.
 
+-- Whether an answer is the error that the key is of another type; any other one (a right that is missing, say) tells
+-- nothing of the key, and must not cost an operation.
+local function is_wrong_type(answer)
+  return type(answer) == 'table' and string.find(tostring(answer.err), 'WRONGTYPE', 1, true) ~= nil
+end
+
+-- Fields of a hash; none of them when the key is no hash.
+local function fields_of(key, ...)
+  local h = redis.pcall('HMGET', key, ...)
+  if h.err and not is_wrong_type(h) then return redis.call('HMGET', key, ...) end  -- which raises
+  return h
+end
+
 -- Whether all of these are counts or times: absent, or 1 to 15 digits.
 local function are_natural(h, first, last)
   for i = first, last do
@@ -41,7 +60,17 @@ end
 local function add(key, field, n)
   if n == 0 then return end
   local sum = redis.pcall('HINCRBY', key, field, n)
-  if type(sum) == 'table' then redis.call('HSET', key, field, n) end
+  if type(sum) == 'table' then redis.pcall('HSET', key, field, n) end
+end
+
+-- Notes what was given up. A key of that name that is no sorted set is moved out of the way: there is no other place.
+local function add_entry(prefix, entries, id, now, retention)
+  local added = redis.pcall('ZADD', entries, now, id)
+  if not is_wrong_type(added) then return end
+  local broken = prefix .. 'broken:' .. string.sub(entries, #prefix + 1)
+  redis.call('RENAME', entries, broken)
+  redis.call('PEXPIRE', broken, retention)
+  redis.call('ZADD', entries, now, id)
 end
 
 -- What cannot be understood goes to the system errors, with its bytes. The caller has taken it out of its container.
@@ -54,7 +83,7 @@ local function reject(prefix, entries, id, reason, now, retention)
   end
   redis.call('HSET', key, 'st', 'system_error', 'fl', now, 'err', '{"reason":"' .. reason .. '"}')
   redis.call('PEXPIRE', key, retention)
-  redis.call('ZADD', entries, now, id)
+  add_entry(prefix, entries, id, now, retention)
   add(prefix .. 'metrics', 'system_errors', 1)
 end
 
@@ -66,7 +95,7 @@ end
 
 -- Wakes one idle worker that can take an operation of this kind ('s': needs a thread).
 local function wake(prefix, kind)
-  redis.call('ZADD', kind == 's' and prefix .. 'wake:sync' or prefix .. 'wake', 0, '0')
+  redis.pcall('ZADD', kind == 's' and prefix .. 'wake:sync' or prefix .. 'wake', 0, '0')
 end
 
 -- The index of the queues, in a sorted set for each side, so that a claim costs what is ready and not what is known:
@@ -114,7 +143,8 @@ local function note_kind(prefix, queue, known, kind)
   if known and known ~= 'u' then kind = 'm' end
   if known and (known == 's') ~= (kind == 's') then change_sides(prefix, queue, known, kind) end
   redis.call('HSET', prefix .. 'registry', queue, kind)
-  redis.call('INCR', prefix .. 'registry:version')
+  -- All that counts of a version is that it is not the one before.
+  redis.pcall('INCR', prefix .. 'registry:version')
   return kind
 end
 
@@ -124,20 +154,22 @@ end
 
 -- One id was put into the list of a queue of this kind, or (false) one that is not known: the list is `length` long now.
 local function made_ready(prefix, queue, kind, length, us)
+  if type(kind) == 'table' then kind = 'u' end  -- the registry cannot be read: whoever claims sees it
   kind = kind or note_kind(prefix, queue, false, 'u')
   if length == 1 then list_ready(prefix, queue, kind, us or now_us()) end
   wake(prefix, kind)
 end
 
 -- A fencing token, given once and never again, also when an id comes back after its operation has ended: whoever held
--- the old one may still be about. One for all deliveries of a call is enough, because ids differ.
+-- the old one may still be about. One for all deliveries of a call is enough, because ids differ. An error if that key
+-- is no number.
 local function new_token(prefix)
-  return redis.call('INCR', prefix .. 'token')
+  return redis.pcall('INCR', prefix .. 'token')
 end
 
 -- The operation's queue when this token is the latest one and still holds the lease, else false.
 local function holds(prefix, id, token)
-  local h = redis.call('HMGET', op_key(prefix, id), 'st', 'tk', 'q')
+  local h = fields_of(op_key(prefix, id), 'st', 'tk', 'q')
   return h[1] == 'leased' and h[2] == token and is_queue(h[3]) and h[3]
 end
 
@@ -183,13 +215,20 @@ local function exists_as(key)
   return 'i' .. holder_entry('', is_queue(h[1]) and h[1], h[2])
 end
 
--- A callback is an operation of its own, born in the script that commits its parent's outcome.
-local function spawn_callback(prefix, now, id, queue, body)
-  if id == '' then return end
-  local kind = register_queue(prefix, queue, 'a')
+-- Raises when that queue can take no callback, before anything is written. Returns the kind on record.
+local function check_callbacks(prefix, queue)
+  redis.call('LLEN', prefix .. queue)
+  return redis.call('HGET', prefix .. 'registry', queue)
+end
+
+-- A callback is an operation of its own, born in the script that commits its parent's outcome. `known` is what
+-- `check_callbacks` returned; returns the kind on record from now on.
+local function spawn_callback(prefix, now, id, queue, body, known)
+  local kind = note_kind(prefix, queue, known, 'a')
   redis.call('HSET', op_key(prefix, id), 'st', 'ready', 'q', queue, 'b', body, 'k', 'c', 'ts', now, 'rd', now)
   made_ready(prefix, queue, kind, redis.call('RPUSH', prefix .. queue, id))
   count(prefix, 'callbacks_enqueued', 1)
+  return kind
 end
 
 -- Adds one record to the history of attempts, which stays below 32 KiB: the oldest go first.

@@ -2,6 +2,7 @@
 -- request that comes again, because its reply was lost, gets the same reply and changes nothing.
 -- KEYS  1 registry  2 registry:version  3 delayed  4 metrics  5 wake  6 wake:sync
 --       7 the producer's lane: "{number of its last request} {reply} {reply} ...", expires
+--       8 none
 -- ARGV  1 prefix  2 "{priority}:{queue}"  3 kind a|s|m, or u when the producer does not know the function
 --       4 number of the request in its lane  5 for how long its reply is kept (ms)
 --       then for each: id, delay (ms), dedup digest or '', dedup window (ms), body
@@ -25,6 +26,10 @@ local taken, holders = {}, {}
 for j = 1, n do
   local i = 5 * j + 1
   local id, digest = ARGV[i], ARGV[i + 2]
+  local window = digest ~= '' and ARGV[i + 1] + ARGV[i + 3]
+  if window and not (window >= 1 and window < 1e15) then
+    return redis.error_reply('ERR a deduplication window of ' .. ARGV[i + 3] .. ' ms is out of range')
+  end
   local holder = digest ~= '' and (holders[digest] or redis.call('GET', prefix .. 'dedup:' .. digest))
   if taken[id] then
     reply[j] = 'i' .. holder_entry('', queue, taken[id])
@@ -47,17 +52,16 @@ for j = 1, n do
   end
 end
 
+if #ready > 0 and #scheduled > 0 then redis.call('LLEN', prefix .. queue) end
+
 local instead, last = answer_in(KEYS[7], ARGV[4], table.concat(reply, ' '), ARGV[5])
 if instead then return instead end
 
--- A key of that name that is no such container refuses the ids, and with them the request. One request of a manager has
--- one delay, and so one of the two.
-local put = #ready > 0 and redis.pcall('RPUSH', prefix .. queue, unpack(ready))
-local refused = type(put) == 'table' and put
-if #scheduled > 0 and not refused then
-  local added = redis.pcall('ZADD', KEYS[3], unpack(scheduled))
-  refused = type(added) == 'table' and added
-end
+-- A key of that name that is no such container refuses the ids, and with them the request.
+local added = #scheduled > 0 and redis.pcall('ZADD', KEYS[3], unpack(scheduled))
+local refused = type(added) == 'table' and added
+local put = not refused and #ready > 0 and redis.pcall('RPUSH', prefix .. queue, unpack(ready))
+refused = refused or type(put) == 'table' and put
 if refused then
   redis.call('SET', KEYS[7], last or '0', 'PX', ARGV[5])  -- 0 is the number of no request
   return refused

@@ -1,6 +1,6 @@
 -- Accepts an operation that is due at once and has no dedup key, as most requests do: what enqueue.lua does, without
 -- the tables that many operations need, and without a function that is made for nothing. Once, as there.
--- KEYS  1 the producer's lane  2 registry  3 metrics
+-- KEYS  1 the producer's lane  2 registry  3 metrics  4 none
 -- ARGV  1 prefix  2 "{priority}:{queue}"  3 kind a|s|m, or u when the producer does not know the function
 --       4 number of the request in its lane  5 for how long its reply is kept (ms)  6 id  7 body
 --       8 what the lane has if the request before it was one like this, and queued
@@ -50,7 +50,7 @@ if put == 1 then  -- it was empty: what list_ready does
     band + t[1] * 1000000 + t[2] - 1.7e15, queue)
 end
 redis.call('HSET', key, 'st', 'ready', 'q', queue, 'b', ARGV[7], 'ts', now, 'rd', now)
-redis.call('ZADD', kind == 's' and prefix .. 'wake:sync' or prefix .. 'wake', 0, '0')
+redis.pcall('ZADD', kind == 's' and prefix .. 'wake:sync' or prefix .. 'wake', 0, '0')
 local sum = redis.pcall('HINCRBY', KEYS[3], 'enqueued', 1)
-if type(sum) == 'table' then redis.call('HSET', KEYS[3], 'enqueued', 1) end
+if type(sum) == 'table' then redis.pcall('HSET', KEYS[3], 'enqueued', 1) end
 return { answer }

@@ -1,5 +1,5 @@
 -- Discards what waits in one ready list, at most 500 a call.
--- KEYS  1 the ready list  2 metrics  3 ready  4 ready:sync
+-- KEYS  1 the ready list  2 metrics  3 ready  4 ready:sync  5 none
 -- ARGV  1 prefix
 -- Reply how many ids it took out
 local ids = redis.call('LPOP', KEYS[1], 500)
@@ -7,7 +7,7 @@ if not ids then return 0 end
 local discarded = { o = 0, c = 0 }
 for _, id in ipairs(ids) do
   local key = op_key(ARGV[1], id)
-  local h = redis.call('HMGET', key, 'st', 'dk', 'k')
+  local h = fields_of(key, 'st', 'dk', 'k')
   if h[1] == 'ready' then
     release_dedup(ARGV[1], id, h[2])
     redis.call('DEL', key)

@@ -1,5 +1,5 @@
 -- Discards what is delayed for one queue, a step of a scan a call.
--- KEYS  1 delayed  2 metrics
+-- KEYS  1 delayed  2 metrics  3 none
 -- ARGV  1 prefix  2 "{priority}:{queue}"  3 cursor
 -- Reply {next cursor ('0': done), how many it took out}
 local step = redis.call('ZSCAN', KEYS[1], ARGV[3], 'COUNT', 500)
@@ -7,7 +7,7 @@ local discarded = { o = 0, c = 0 }
 for i = 1, #step[2], 2 do
   local id = step[2][i]
   local key = op_key(ARGV[1], id)
-  local h = redis.call('HMGET', key, 'st', 'dk', 'k', 'q')
+  local h = fields_of(key, 'st', 'dk', 'k', 'q')
   if h[1] == 'delayed' and h[4] == ARGV[2] then
     redis.call('ZREM', KEYS[1], id)
     release_dedup(ARGV[1], id, h[2])

@@ -1,6 +1,6 @@
 -- Takes back expired leases, drops what is past its retention, and tends the index of the queues.
 -- KEYS  1 leases  2 metrics  3 reaper  4 registry  5 failures  6 system_errors  7 workers  8 delayed  9 depths
---       10 registry:version  11 ready  12 ready:sync
+--       10 registry:version  11 ready  12 ready:sync  13 none
 -- ARGV  1 prefix  2 crashes after which an operation is quarantined  3 interval between reapings (ms)
 --       4 lease (ms)  5 retention (ms)  6 at most how many
 -- Reply {returned to their queue, in grace 0|1, quarantined operations as 12 values each, like claim with index 0}
@@ -13,6 +13,8 @@ local prefix, max_crashes, interval = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[
 local lease, retention, limit = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local now = now_ms()
 
+-- First all is read that can raise, while nothing has been written.
+local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
 -- The first write must not be refused when memory is full, hence ZREM before ZADD.
 local last = tonumber(redis.call('ZSCORE', KEYS[3], 'last') or now)
 local grace = tonumber(redis.call('ZSCORE', KEYS[3], 'grace') or 0)
@@ -26,9 +28,10 @@ if now - last > outage then
 end
 
 local function trim(entries, state)
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', entries, '-inf', now - retention, 'LIMIT', 0, limit)) do
+  -- One that is no sorted set has nothing to drop: there is no id in an error.
+  for _, id in ipairs(redis.pcall('ZRANGEBYSCORE', entries, '-inf', now - retention, 'LIMIT', 0, limit)) do
     redis.call('ZREM', entries, id)
-    local h = redis.call('HMGET', op_key(prefix, id), 'st', 'q')
+    local h = redis.pcall('HMGET', op_key(prefix, id), 'st', 'q')
     if h[1] == state then
       redis.call('DEL', op_key(prefix, id))
       if state == 'failed' and h[2] then depth(prefix, 'f', h[2], -1) end
@@ -37,12 +40,12 @@ local function trim(entries, state)
 end
 trim(KEYS[5], 'failed')
 trim(KEYS[6], 'system_error')
-redis.call('ZREMRANGEBYSCORE', KEYS[7], '-inf', now - 60000)
+redis.pcall('ZREMRANGEBYSCORE', KEYS[7], '-inf', now - 60000)
 
 -- What is counted for a container that is empty was lost with its operations (an eviction, a restore).
 for letter, container in pairs({ d = KEYS[8], l = KEYS[1], f = KEYS[5] }) do
   if redis.call('EXISTS', container) == 0 then
-    for _, field in ipairs(redis.call('HKEYS', KEYS[9])) do
+    for _, field in ipairs(redis.pcall('HKEYS', KEYS[9])) do
       if string.sub(field, 1, 1) == letter then redis.call('HDEL', KEYS[9], field) end
     end
   end
@@ -68,7 +71,9 @@ end
 local function forget(queue, index, us)
   local fields = { 'd:' .. queue, 'l:' .. queue, 'f:' .. queue }
   local used = length_of(prefix .. queue) > 0
-  for _, n in ipairs(redis.call('HMGET', KEYS[9], unpack(fields))) do used = used or (tonumber(n) or 0) > 0 end
+  local counts = redis.pcall('HMGET', KEYS[9], unpack(fields))
+  if counts.err then return false end
+  for _, n in ipairs(counts) do used = used or (tonumber(n) or 0) > 0 end
   redis.call('ZREM', index, queue)
   if used then
     redis.call('ZADD', index, place_of_empty(us), queue)
@@ -81,8 +86,9 @@ end
 
 local function tend_index()
   local us, forgotten = now_us(), false
-  local step = redis.call('HSCAN', KEYS[4], string.format('%.0f', redis.call('ZSCORE', KEYS[3], 'cursor') or 0),
+  local step = redis.pcall('HSCAN', KEYS[4], string.format('%.0f', redis.call('ZSCORE', KEYS[3], 'cursor') or 0),
     'COUNT', 100)
+  if step.err then return end  -- no registry: claims say so
   local names, kinds = {}, {}
   for i = 1, #step[2], 2 do
     if is_queue(step[2][i]) then names[#names + 1], kinds[#kinds + 1] = step[2][i], step[2][i + 1] end
@@ -103,7 +109,7 @@ local function tend_index()
       'LIMIT', 0, 50)
     for _, queue in ipairs(old) do forgotten = forget(queue, KEYS[side], us) or forgotten end
   end
-  if forgotten then redis.call('INCR', KEYS[10]) end
+  if forgotten then redis.pcall('INCR', KEYS[10]) end
 end
 local swept = tonumber(redis.call('ZSCORE', KEYS[3], 'swept') or 0)
 if swept > now or now - swept >= interval then tend_index() end
@@ -119,12 +125,12 @@ end
 -- alone, so that they tell the one that kills from those that were beside it.
 local suspicious = math.max(1, max_crashes - 1)
 local returned, quarantined, token = 0, {}, nil
-local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
 for i = 1, #expired, 2 do
   local id = expired[i]
-  redis.call('ZREM', KEYS[1], id)
   local key = op_key(prefix, id)
   local h = redis.pcall('HMGET', key, 'st', 'q', 'b', 'at', 'dc', 'cr', 'ex', 'fa', 'rd', 'ts', 'tp', 'w')
+  if h.err and not is_wrong_type(h) then break end  -- a right that is missing, say: nothing is known of it
+  redis.call('ZREM', KEYS[1], id)
   if h.err then
     reject(prefix, KEYS[6], id, 'wrong_type', now, retention)
   elseif h[1] == 'leased' and not (is_queue(h[2]) and are_natural(h, 4, 10)) then
@@ -132,9 +138,11 @@ for i = 1, #expired, 2 do
     if is_queue(h[2]) then depth(prefix, 'l', h[2], -1) end
   elseif h[1] == 'leased' then
     local crashes = (tonumber(h[6]) or 0) + 1
-    if crashes > max_crashes then
+    if crashes > max_crashes then token = token or new_token(prefix) end
+    if crashes > max_crashes and type(token) == 'table' then  -- no number: it cannot be leased, and waits
+      redis.call('ZADD', KEYS[1], expired[i + 1], id)
+    elseif crashes > max_crashes then
       local deliveries = (tonumber(h[5]) or 0) + 1
-      token = token or new_token(prefix)
       redis.call('HSET', key, 'cr', crashes, 'tk', token, 'dc', deliveries)
       redis.call('ZADD', KEYS[1], now + lease, id)
       for _, value in ipairs({ id, 0, token, deliveries, h[4] or 0, crashes, h[7] or 0, h[8] or 0, h[9] or now,
@@ -148,7 +156,7 @@ for i = 1, #expired, 2 do
       if type(length) == 'table' then
         reject(prefix, KEYS[6], id, 'no_list', now, retention)
       else
-        made_ready(prefix, h[2], redis.call('HGET', KEYS[4], h[2]), length)
+        made_ready(prefix, h[2], redis.pcall('HGET', KEYS[4], h[2]), length)
       end
       depth(prefix, 'l', h[2], -1)
       returned = returned + 1

@@ -1,5 +1,5 @@
 -- Prolongs the leases of operations whose latest token the caller holds.
--- KEYS  1 leases
+-- KEYS  1 leases  2 none
 -- ARGV  1 prefix  2 lease (ms)  then for each: id, token
 -- Reply the positions (from 1) of those whose lease is lost: an id can be there twice, with an old and a new token
 -- Cost  3 commands for each. ZREM comes before ZADD, so that it is not refused when memory is full.

@@ -1,5 +1,5 @@
 -- Ends an attempt and schedules the next one.
--- KEYS  1 leases  2 delayed  3 metrics
+-- KEYS  1 leases  2 delayed  3 metrics  4 none
 -- ARGV  1 prefix  2 id  3 token  4 delay (ms)  5 exhaustions to add  6 counters, comma-separated
 --       7 record of the attempt (JSON)  8 1 when sent again after a lost reply  9 its trace (traceparent) or ''
 --       10 when its processor was first called (ms), 0 when it never was
@@ -11,14 +11,15 @@ if not queue then
   return 0
 end
 local key, due = op_key(prefix, id), now_ms() + tonumber(ARGV[4])
+redis.call('ZCARD', KEYS[2])  -- raises when it is no sorted set, while nothing has been written
 redis.call('ZREM', KEYS[1], id)
 if ARGV[10] == '0' then
   redis.call('HSET', key, 'st', 'delayed', 'rd', due)
 else
   redis.call('HSET', key, 'st', 'delayed', 'rd', due, 'fa', ARGV[10])
 end
-redis.call('HINCRBY', key, 'at', 1)
-if ARGV[5] ~= '0' then redis.call('HINCRBY', key, 'ex', ARGV[5]) end
+add(key, 'at', 1)
+if ARGV[5] ~= '0' then add(key, 'ex', ARGV[5]) end
 if ARGV[9] ~= '' then redis.call('HSET', key, 'tp', ARGV[9]) end
 append_history(key, ARGV[7])
 redis.call('ZADD', KEYS[2], due, id)
