@@ -297,8 +297,14 @@ class Commands:
             bool,
         )
 
-    def reap(self, *, max_crashes: int, interval: float, lease: float, retention: float) -> Call[Reaped]:
-        """Take back at most `REAP_LIMIT` expired leases."""
+    def reap(
+        self, *, max_crashes: int, interval: float, lease: float, retention: float, good_for: float | None = None
+    ) -> Call[Reaped]:
+        """Take back at most `REAP_LIMIT` expired leases.
+
+        `good_for` is since how many seconds no reaping of the caller's has failed; None when none ever has. Nothing is
+        taken back before that is a whole lease.
+        """
         keys = self.keys
         return Call(
             "reap",
@@ -317,7 +323,15 @@ class Commands:
                 keys.ready_index_sync,
                 keys.guard,
             ),
-            [keys.prefix, max_crashes, _ms(interval), _ms(lease), _ms(retention), REAP_LIMIT],
+            [
+                keys.prefix,
+                max_crashes,
+                _ms(interval),
+                _ms(lease),
+                _ms(retention),
+                REAP_LIMIT,
+                -1 if good_for is None else _ms(good_for),
+            ],
             lambda reply: Reaped(int(reply[0]), bool(reply[1]), replies.deliveries(reply[2], (), 0.0)),
             idempotent=False,
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import time
 from collections.abc import Callable
 
 from queue_system.broker.aio import AsyncBroker
@@ -44,7 +46,10 @@ class Reaper:
         hooks: Hooks,
     ) -> None:
         self._broker = broker
-        self._call = commands.reap(max_crashes=max_crashes, interval=interval, lease=lease, retention=retention)
+        self._make_call = functools.partial(
+            commands.reap, max_crashes=max_crashes, interval=interval, lease=lease, retention=retention
+        )
+        self._failed_at: float | None = None
         self._interval = interval
         self._on_quarantine = on_quarantine
         self._on_contact = on_contact
@@ -62,7 +67,12 @@ class Reaper:
 
     async def reap(self) -> int:
         """Take back what has expired, at most `REAP_LIMIT`; says how many that were."""
-        reaped = await self._broker.run(self._call)
+        good_for = None if self._failed_at is None else time.monotonic() - self._failed_at
+        try:
+            reaped = await self._broker.run(self._make_call(good_for=good_for))
+        except BrokerUnavailableError:
+            self._failed_at = time.monotonic()
+            raise
         self._on_contact()
         failed: BaseException | None = None
         for delivery in reaped.quarantined:

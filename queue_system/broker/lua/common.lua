@@ -15,6 +15,7 @@
 --   dk dedup digest, dw its window (ms)                        err last error (JSON)              hist attempts (JSON lines)
 --   tp trace of the last attempt (traceparent)
 --   al for how long it is to run alone (ms): it is a suspect, for workers have died during it (see reap)
+--   dl delay that was asked for when it was last put back (ms); that of its enqueue is rd - ts
 --   w  last claim: "{milliseconds} {worker}"     pb last put back with a delay: "{deliveries by then} {reason}"
 
 local function now_ms()

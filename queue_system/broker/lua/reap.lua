@@ -2,11 +2,14 @@
 -- KEYS  1 leases  2 metrics  3 reaper  4 registry  5 failures  6 system_errors  7 workers  8 delayed  9 depths
 --       10 registry:version  11 ready  12 ready:sync  13 none
 -- ARGV  1 prefix  2 crashes after which an operation is quarantined  3 interval between reapings (ms)
---       4 lease (ms)  5 retention (ms)  6 at most how many
+--       4 lease (ms)  5 retention (ms)  6 at most how many  7 since when (ms) no call of the caller's failed; -1 never
 -- Reply {returned to their queue, in grace 0|1, quarantined operations as 12 values each, like claim with index 0}
 -- A quarantined operation is leased to the caller, which gives it up like any other failure.
 -- After an outage (no reaping for 3 intervals, or for a lease if that is shorter) nothing is taken back for one lease:
--- its owners are alive, and were as unable to renew as this script was to run.
+-- its owners are alive, and were as unable to renew as this script was to run. Nor does a caller take anything back
+-- before it has seen a whole lease of good service: a good moment among bad ones is not enough for the owners to renew.
+-- No time that is kept may be later than can be true: else Redis's clock was ahead when it was written, and has been set
+-- right since. It is then brought down to what was asked for, from now.
 -- Cost  about 6 commands for each expired lease; once in an interval, by whichever worker, one for each of about 100
 --       queues, which take turns, and 7 for each of at most 50 on a side that have been empty for the retention
 local prefix, max_crashes, interval = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -22,10 +25,59 @@ redis.call('ZREM', KEYS[3], 'last')
 redis.call('ZADD', KEYS[3], now, 'last')
 -- A lease is renewed well before it ends, and a turn may come late: neither is an outage.
 local outage = math.min(3 * interval, math.max(1.5 * interval, lease))
-if now - last > outage then
+if now - last > outage or grace > now + lease then
   grace = now + lease
   redis.call('ZADD', KEYS[3], grace, 'grace')
 end
+
+local corrected = 0
+-- Entries of a sorted set that are later than `latest` come down to `to`.
+local function bring_down(key, latest, to)
+  local late = redis.pcall('ZRANGEBYSCORE', key, '(' .. latest, '+inf', 'LIMIT', 0, limit)
+  for _, member in ipairs(late) do redis.call('ZADD', key, 'XX', to, member) end
+  corrected = corrected + #late
+end
+-- A second of tolerance: a clock that is kept right by small steps is not worth a word.
+local longest = tonumber(redis.call('ZSCORE', KEYS[3], 'lease') or 0)
+if lease > longest then
+  longest = lease
+  redis.call('ZADD', KEYS[3], longest, 'lease')
+end
+bring_down(KEYS[1], now + longest + 1000, now + longest)
+for i = 5, 7 do bring_down(KEYS[i], now + 1000, now) end
+
+-- What is delayed is looked at step by step, when the clock has gone back, and every ten minutes: it cannot be told by
+-- its time alone.
+local function look_at_delayed(cursor)
+  local step = redis.pcall('ZSCAN', KEYS[8], cursor, 'COUNT', 500)
+  if step.err then return end
+  local woken
+  for i = 1, #step[2], 2 do
+    local id, due = step[2][i], tonumber(step[2][i + 1])
+    if due > now + 1000 then
+      local key = op_key(prefix, id)
+      local h = redis.pcall('HMGET', key, 'ts', 'rd', 'dl', 'q')
+      local asked = not h.err and are_natural(h, 1, 3) and (h[3] or (h[1] and h[2] and h[2] - h[1]))
+      asked = asked and tonumber(asked)
+      if asked and asked >= 0 and due > now + asked + 1000 then
+        redis.call('ZADD', KEYS[8], 'XX', now + asked, id)
+        redis.call('HSET', key, 'rd', now + asked, 'dl', asked)
+        corrected, woken = corrected + 1, true
+      end
+    end
+  end
+  if woken then
+    wake(prefix, 'a')
+    wake(prefix, 's')
+  end
+  redis.call('ZADD', KEYS[3], step[1], 'delayed', now, 'looked')
+end
+local went_back = last > now + 1000
+local looked = tonumber(redis.call('ZSCORE', KEYS[3], 'looked') or 0)
+local cursor = string.format('%.0f', redis.call('ZSCORE', KEYS[3], 'delayed') or 0)
+if went_back then cursor = '0' end
+if went_back or cursor ~= '0' or looked > now or now - looked > 600000 then look_at_delayed(cursor) end
+count(prefix, 'clock_corrected', corrected)
 
 local function trim(entries, state)
   -- One that is no sorted set has nothing to drop: there is no id in an error.
@@ -113,7 +165,8 @@ local function tend_index()
 end
 local swept = tonumber(redis.call('ZSCORE', KEYS[3], 'swept') or 0)
 if swept > now or now - swept >= interval then tend_index() end
-if now < grace then return { 0, 1, {} } end
+local good = tonumber(ARGV[7])
+if now < grace or (good >= 0 and good < lease) then return { 0, 1, {} } end
 
 -- For how long (ms) an operation is to run alone: as long as it had run, at most, when its worker died.
 local function alone_for(claimed, expiry)

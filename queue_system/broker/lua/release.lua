@@ -13,7 +13,8 @@ redis.call('ZREM', KEYS[1], id)
 depth(prefix, 'l', queue, -1)
 if ARGV[6] ~= '0' then redis.call('HSET', key, 'fa', ARGV[6]) end
 if delay > 0 then
-  redis.call('HSET', key, 'st', 'delayed', 'pb', (redis.call('HGET', key, 'dc') or 0) .. ' ' .. ARGV[4])
+  redis.call('HSET', key, 'st', 'delayed', 'pb', (redis.call('HGET', key, 'dc') or 0) .. ' ' .. ARGV[4],
+    'dl', ARGV[5])
   redis.call('ZADD', KEYS[2], now_ms() + delay, id)
   depth(prefix, 'd', queue, 1)
 else

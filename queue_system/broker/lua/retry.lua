@@ -14,9 +14,9 @@ local key, due = op_key(prefix, id), now_ms() + tonumber(ARGV[4])
 redis.call('ZCARD', KEYS[2])  -- raises when it is no sorted set, while nothing has been written
 redis.call('ZREM', KEYS[1], id)
 if ARGV[10] == '0' then
-  redis.call('HSET', key, 'st', 'delayed', 'rd', due)
+  redis.call('HSET', key, 'st', 'delayed', 'rd', due, 'dl', ARGV[4])
 else
-  redis.call('HSET', key, 'st', 'delayed', 'rd', due, 'fa', ARGV[10])
+  redis.call('HSET', key, 'st', 'delayed', 'rd', due, 'dl', ARGV[4], 'fa', ARGV[10])
 end
 add(key, 'at', 1)
 if ARGV[5] ~= '0' then add(key, 'ex', ARGV[5]) end
