@@ -100,7 +100,8 @@ PARTS: Final[dict[str, tuple[str, ...]]] = {
     "logs": ("telemetry.logging", "queue_system.log", "logging", "structlog"),
     "redis client and socket": (
         "queue_system.broker.aio", "queue_system.broker.sync", "queue_system.broker.exchange",
-        "queue_system.broker.wire", "queue_system.broker.clients", "queue_system.broker.resend",
+        "queue_system.broker.wire", "queue_system.broker.clients", "queue_system.broker.lookup",
+        "queue_system.broker.resend",
         "queue_system.broker.scripts", "queue_system.broker.translate", "redis", "hiredis",
         "<method 'send' of '_socket", "<method 'sendall' of '_socket", "<method 'recv' of '_socket",
         "<method 'recv_into' of '_socket",

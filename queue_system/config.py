@@ -16,7 +16,7 @@ from queue_system.broker.grouping import CONNECTIONS
 from queue_system.broker.lanes import answer_memory
 from queue_system.broker.producing import AsyncProducer
 from queue_system.broker.sync import SyncBroker
-from queue_system.broker.translate import CLIENT_ERRORS, translate
+from queue_system.broker.translate import CLIENT_ERRORS, LASTING, translate
 from queue_system.checks import check_count, check_durability, check_seconds
 from queue_system.errors import BrokerUnavailableError, ConfigurationError
 from queue_system.events import (
@@ -51,8 +51,9 @@ class QueueConfig:
 
     Args:
         redis_client: a `redis.Redis` whose connection settings are used (TLS, ACL user, database).
-        redis_url: ``redis://``, ``rediss://``, ``unix://`` or ``embedded://[PATH]``; without either argument
-            ``redis://localhost:6379/0``. ``embedded://`` starts a real server of its own, for trying and testing.
+        redis_url: ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://``, ``unix://`` or ``embedded://[PATH]``;
+            without either argument ``redis://localhost:6379/0``. ``embedded://`` starts a real server of its own, for
+            trying and testing.
         queue_prefix: in front of every key. With a hash tag (``{queue}:``) all keys share one slot of a cluster.
         backup_ttl: seconds for which failures and system errors are kept, 7 days by default. It starts when an
             operation is given up: no live operation carries an expiry.
@@ -286,7 +287,7 @@ class QueueConfig:
     @circuit_breaker(breaker=lambda self: self.breaker, exceptions=(BrokerUnavailableError,))
     @retry_with_backoff(
         attempts=lambda self, retry_count=None: retry_count or self.max_connection_retries,
-        retry_if=lambda error: isinstance(error, BrokerUnavailableError) and error.kind != "auth",
+        retry_if=lambda error: isinstance(error, BrokerUnavailableError) and error.kind not in LASTING,
     )
     def _ensure_redis_sync(self, retry_count: int | None = None) -> redis.Redis:  # noqa: ARG002  read by the decorator
         """The connected client, made at first use.

@@ -104,7 +104,7 @@ def embedded_url(url: str) -> str:
     """
     parts = urlsplit(url)
     if not is_embedded_url(url) or parts.netloc or parts.query or parts.fragment or parts.path == "/":
-        raise ConfigurationError(f"{url!r} is neither embedded:// nor embedded:///absolute/path (three slashes)")
+        raise ConfigurationError("the URL is neither embedded:// nor embedded:///absolute/path (three slashes)")
     path = Path(unquote(parts.path)).resolve() if parts.path else None
     with _guard:
         return _shared.setdefault(path, EmbeddedServer(path=path)).start().url

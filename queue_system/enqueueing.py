@@ -33,6 +33,9 @@ KeyOf: TypeAlias = Callable[[dict[str, Any]], Any]
 
 _OPERATION_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _MAX_TEMPLATES: Final = 1024  # that are kept: most calls of a process are for the same few functions
+_COMMON: Final = frozenset(("queue_name", "priority", "retry_config", "on_success", "on_failure", "timeout", "delay",
+                            "deduplication_window", "durability"))  # fmt: skip
+"""What the operations of a batch have in common, of the arguments of `enqueue`."""
 _KEPT_FOR: Final = frozenset((str, FunctionType))  # what can be a key, and is not made anew for each call
 
 
@@ -100,6 +103,9 @@ class OperationFactory:
             raise InvalidOperationError(
                 "operation_id cannot be given for a batch, whose operations have an id each: use operation_ids=[...]"
             )
+        unknown = sorted(options.keys() - _COMMON)
+        if unknown:
+            raise TypeError(f"enqueue_batch() got an unexpected keyword argument {unknown[0]!r}")
         if operation_ids is not None:
             operation_ids = _check_sequence("operation_ids", "texts, one for each entity", operation_ids)
             if len(operation_ids) != len(entities):

@@ -82,9 +82,10 @@ class BrokerUnavailableError(EnqueueOutcome, QueueError, ConnectionError):
 
     `kind` is one word for metrics and logs: ``connection``, ``timeout``, ``loading``, ``readonly``, ``masterdown``,
     ``unblocked``, ``moved``, ``ask``, ``tryagain``, ``clusterdown``, ``oom``, ``misconf``, ``noreplicas``, ``busy``,
-    ``auth`` or ``circuit_open``. `ambiguous` is true when the command may have been carried out. When it was an
-    enqueue, `operation_ids` are those to enqueue again, which under the same id accepts no second operation while the
-    first is live, failed, or within `done_ttl` of its end. See `EnqueueOutcome` for what is known of each.
+    ``auth``, ``protocol`` (what answers is not Redis) or ``circuit_open``. `ambiguous` is true when the command may
+    have been carried out. When it was an enqueue, `operation_ids` are those to enqueue again, which under the same id
+    accepts no second operation while the first is live, failed, or within `done_ttl` of its end. See `EnqueueOutcome`
+    for what is known of each.
     """
 
     def __init__(self, message: str, *, kind: str = "connection", ambiguous: bool = False) -> None:

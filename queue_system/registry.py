@@ -169,6 +169,11 @@ default_registry: Final = Registry()
 """The registry of the process: where `processor` registers, and where a worker looks unless it is told otherwise."""
 
 
+_DEFAULTS: Final = frozenset(
+    ("name", "module", "queue", "priority", "timeout", "retry_config", "on_success", "on_failure")
+)
+
+
 @overload
 def processor(function: _F, /) -> _F: ...
 
@@ -202,6 +207,9 @@ def processor(
     Raises:
         ConfigurationError: as `Registry.register`.
     """
+    unknown = sorted(defaults.keys() - _DEFAULTS)
+    if unknown:
+        raise TypeError(f"processor() got an unexpected keyword argument {unknown[0]!r}")
 
     def register(decorated: _F) -> _F:
         registry.register(decorated, **defaults)

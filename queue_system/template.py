@@ -7,7 +7,7 @@ from typing import Any, Final, Self, TypeAlias
 
 from queue_system.broker.messages import KIND_ASYNC, KIND_SYNC, KIND_UNKNOWN
 from queue_system.checks import check_durability, check_seconds
-from queue_system.errors import InvalidOperationError
+from queue_system.errors import ConfigurationError, InvalidOperationError
 from queue_system.keys import CALLBACK_QUEUE, check_priority, check_queue_name
 from queue_system.operation import WIRE_VERSION, Envelope
 from queue_system.registry import FunctionRef, Processor
@@ -121,7 +121,7 @@ class Template:
             "operation_id": "",  # its place
             "processor": reference.name,
             "processor_module": reference.module,
-            "queue": _check_user_queue(reference.name.rpartition(".")[2] if queue_name is None else queue_name),
+            "queue": _own_queue(reference.name) if queue_name is None else _check_user_queue(queue_name),
             "priority": check_priority(priority),
         }
         if retry_config is not None:
@@ -158,6 +158,18 @@ def _check_user_queue(queue: object) -> str:
     if name == CALLBACK_QUEUE:
         raise InvalidOperationError(f"the queue {CALLBACK_QUEUE!r} is for callbacks only: choose another name")
     return name
+
+
+def _own_queue(function: str) -> str:
+    """The queue of those that name none: that of the function's name."""
+    name = function.rpartition(".")[2]
+    try:
+        return _check_user_queue(name)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"the function's name {name!r} cannot be the name of its queue: give queue_name=, 1 to 64 characters of "
+            "A-Z, a-z, 0-9, '_', '.' and '-'"
+        ) from error
 
 
 def _check_retry_config(retry_config: object) -> QueueRetryConfig:

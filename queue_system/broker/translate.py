@@ -28,6 +28,9 @@ MISPLACED: Final = frozenset(
 """Kinds that say: not this server, or not now. The command was not carried out, and the connection is of no more use:
 after a failover its address may name another server, which only a new connection reaches."""
 
+LASTING: Final = frozenset({"auth", "protocol"})
+"""Kinds that a connection which cannot be made will not lose by itself: somebody has to mend the address."""
+
 RETRYABLE: Final = MISPLACED | {"connection", "timeout"}
 """Kinds that often pass within a second; a full Redis does not."""
 
@@ -55,10 +58,17 @@ _STRIPPED: Final[dict[str, type[Exception]]] = {
     "MOVED": rex.MovedError,
     "ASK": rex.AskError,
 }
+_BY_CLASS: Final[tuple[tuple[tuple[type[Exception], ...], str], ...]] = (
+    ((rex.AuthenticationError, rex.AuthorizationError), "auth"),
+    ((rex.BusyLoadingError,), "loading"),
+    ((rex.TimeoutError, TimeoutError), "timeout"),
+    ((rex.InvalidResponse,), "protocol"),  # HTTP, for example
+)
 _ADVICE: Final = {
     "connection": "is Redis running, and is the address right?",
     "timeout": "Redis did not answer in time: is it reachable, is connection_timeout long enough?",
-    "auth": "check the user name and password in redis_url",
+    "auth": "check the user name and password in redis_url; in it, '@' is %40, ':' is %3A and '/' is %2F",
+    "protocol": "what answers there is not Redis: is it the port of another service, such as HTTP, or of TLS?",
     "oom": "Redis is out of memory: raise maxmemory or drain the queue",
     "readonly": "this Redis is a replica: if it stays so, point redis_url at the primary",
     "masterdown": "this Redis is a replica that has lost its primary: if it stays so, point redis_url at the primary",
@@ -75,6 +85,11 @@ _ADVICE: Final = {
 
 
 _LACKS_A_RIGHT: Final = "this ACL user lacks a right: docs/security.md has the users of producers, workers and auditors"
+
+
+_LOG_IN: Final = (
+    "this Redis wants a password: give it in redis_url, as redis://:PASSWORD@host or redis://USER:PASSWORD@host"
+)
 
 
 _UNTRUSTED: Final = (
@@ -97,18 +112,15 @@ def translate(error: Exception, address: str) -> QueueError:
     return BrokerUnavailableError(
         f"Redis at {address}: {_first_line(error)} ({_advice(kind, error)})",
         kind=kind,
-        ambiguous=kind in ("connection", "timeout") and not _never_sent(error),
+        ambiguous=kind in ("connection", "timeout", "protocol") and not _never_sent(error),
     )
 
 
 def error_kind(error: Exception) -> str | None:
     """One word for an error that is worth waiting out, or None for a refusal that would come again."""
-    if isinstance(error, rex.AuthenticationError | rex.AuthorizationError):
-        return "auth"
-    if isinstance(error, rex.BusyLoadingError):
-        return "loading"
-    if isinstance(error, rex.TimeoutError | TimeoutError):
-        return "timeout"
+    for classes, kind in _BY_CLASS:
+        if isinstance(error, classes):
+            return kind
     if isinstance(error, rex.DataError):  # an argument that has no form in the protocol: nothing was sent
         return None
     if isinstance(error, rex.ResponseError):
@@ -128,7 +140,12 @@ def is_misplaced(replies: Iterable[Any]) -> bool:
 def _advice(kind: str, error: Exception) -> str:
     if isinstance(error, CrowdedError):
         return _CROWDED
-    return _UNTRUSTED if "CERTIFICATE_VERIFY_FAILED" in str(error) else _ADVICE.get(kind, "unavailable")
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return _UNTRUSTED
+    if kind == "auth" and ("uthentication required" in text or "HELLO must be called" in text):
+        return _LOG_IN
+    return _ADVICE.get(kind, "unavailable")
 
 
 def _is_denied(error: Exception) -> bool:

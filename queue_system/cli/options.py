@@ -11,7 +11,7 @@ RedisUrl: TypeAlias = Annotated[
     typer.Option(
         "--redis-url",
         metavar="URL",
-        help="redis://, rediss://, unix:// or embedded://[PATH] (default: redis://localhost:6379/0)",
+        help="redis://, rediss://, valkey://, valkeys://, unix:// or embedded://[PATH] (default: redis://localhost:6379/0)",
         show_default=False,
     ),
 ]

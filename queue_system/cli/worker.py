@@ -283,7 +283,7 @@ async def _start(worker: QueueWorker, asked: asyncio.Event, wait_for_redis: floa
         try:
             await worker.start()
         except BrokerUnavailableError as error:
-            if error.kind == "auth" or time.monotonic() >= deadline:
+            if error.kind in {"auth", "protocol"} or time.monotonic() >= deadline:
                 raise
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asked.wait(), CONNECT_INTERVAL)

@@ -1,5 +1,6 @@
 import ssl
 
+import fakeredis
 import pytest
 import redis
 import redis.asyncio as aioredis
@@ -17,6 +18,12 @@ from queue_system.broker.clients import SettingsClients, UrlClients, check_serve
         "unix:///tmp/a.sock?db=1",
         "unix:///tmp/a@b.sock",
         "embedded://",
+        "embedded:///tmp/with space",
+        "redis://h/",
+        "redis://h:1//2/",
+        "redis://h?socket_timeout=1.5&max_connections=3&client_name=me&protocol=3&username=u&password=p&db=1",
+        "valkey://:p@h:1/2",
+        "valkeys://u:p@h?ssl_ca_certs=/ca.pem",
     ],
 )
 def test_good_urls(url):
@@ -27,7 +34,32 @@ def test_good_urls(url):
     ("url", "told"),
     [
         ("", "scheme ''"),
-        ("localhost:6379", "scheme 'localhost': use one of redis://, rediss://, unix://, embedded://"),
+        (
+            "localhost:6379",
+            "scheme 'localhost': use one of redis://, rediss://, valkey://, valkeys://, unix://, embedded://",
+        ),
+        ("REDIS://secret@h", "must start with redis://, in small letters"),
+        ("redis:secret", "must start with redis://, in small letters and with both slashes"),
+        (" redis://:secret@h", "space or line break"),
+        ("redis://:secret@h ", "space or line break"),
+        ("redis://:secret@h\n", "space or line break"),
+        ("redis://:sec\tret@h", "space or line break"),
+        ("redis://h/secret", "number of a database"),
+        ("redis://h/1/secret", "number of a database"),
+        ("redis://h?foo=secret", "unknown option 'foo': known are those of redis-py, such as client_name"),
+        ("redis://h?passwd=secret", "unknown option 'passwd': did you mean 'password'?"),
+        ("redis://h?secret", "unknown option without a value"),
+        ("redis://h?ssl_ca_certs=secret", "unknown option 'ssl_ca_certs': it is one of TLS, which needs rediss://"),
+        ("redis://h?retry=secret", "unknown option 'retry'"),
+        ("redis://h?lookup=secret", "unknown option 'lookup'"),
+        ("redis://h?host=secret", "unknown option 'host'"),
+        ("redis://h?socket_timeout=secret", "a value of 'socket_timeout' that cannot be read"),
+        ("unix:///tmp/a.sock?db=secret", "a value of 'db' that cannot be read"),
+        ("unix:///tmp/a.sock?foo=secret", "unknown option 'foo'"),
+        ("embedded://u:secret@x", "embedded:///absolute/path"),
+        ("embedded:///", "embedded:///absolute/path"),
+        ("embedded:///a?secret", "embedded:///absolute/path"),
+        ("embedded:///a#secret", "embedded:///absolute/path"),
         ("http://h", "scheme 'http'"),
         ("redis://h:port", "not a valid URL"),
         ("redis://h:99999", "not a valid URL"),
@@ -64,6 +96,14 @@ def test_bad_urls_are_told_without_their_secrets(url, told):
         ("unix://user:secret@/tmp/a.sock?db=1", "unix://user:***@/tmp/a.sock?db=1"),
         ("embedded://", "embedded://"),
         ("embedded:///tmp/data", "embedded:///tmp/data"),
+        ("redis://secret@h:6379/0", "redis://***@h:6379/0"),
+        ("redis://user:@h", "redis://user:***@h"),
+        ("redis://h?passwd=secret&client_name=me", "redis://h?passwd=***&client_name=me"),
+        ("redis://h?token=secret", "redis://h?token=***"),
+        ("redis://h?secret", "redis://h?***"),
+        ("embedded://u:secret@x", "embedded://u:***@x"),
+        ("valkey://:8/secret@h", "valkey://***"),
+        ("valkeys://user:secret@h", "valkeys://user:***@h"),
         ("redis://user:secret/x@h", "***"),
         ("redis://:8/secret@h", "redis://***"),
         ("redis://:8#secret@h", "redis://***"),
@@ -127,6 +167,36 @@ def test_settings_are_taken_from_a_client_for_both_sides(client, address, async_
         assert connection.retry._retries == 0
         assert connection.encoder.decode_responses is False
     assert isinstance(connection, async_class)
+
+
+@pytest.mark.parametrize(("scheme", "like"), [("valkey", "redis"), ("valkeys", "rediss")])
+def test_a_url_of_valkey_is_one_of_redis(scheme, like):
+    clients = UrlClients(f"{scheme}://user:secret@h:1/2?client_name=me")
+    assert clients.address == f"{scheme}://user:***@h:1/2?client_name=me"
+    for connection, other in zip(made_by(clients), made_by(UrlClients(f"{like}://h")), strict=True):
+        assert type(connection) is type(other)
+        assert (connection.host, connection.port, connection.db, connection.client_name) == ("h", 1, 2, "me")
+        assert (connection.username, connection.password) == ("user", "secret")
+
+
+def test_an_option_that_the_asynchronous_client_lacks_is_told_where_it_is_made():
+    clients = UrlClients("rediss://h?ssl_validate_ocsp=true")
+    clients.sync(timeout=1)
+    with pytest.raises(ConfigurationError, match="has no ssl_validate_ocsp"):
+        clients.aio(timeout=1)
+
+
+@pytest.mark.parametrize(
+    ("client", "told"),
+    [
+        (aioredis.Redis(), r"must be a redis\.Redis, not a redis\.asyncio\.Redis"),
+        (fakeredis.FakeRedis(), r"use queue_system\.testing"),
+        (fakeredis.FakeAsyncRedis(), r"must be a redis\.Redis"),
+    ],
+)
+def test_a_client_of_another_kind_is_refused(client, told):
+    with pytest.raises(ConfigurationError, match=told):
+        QueueConfig(redis_client=client, telemetry=None)
 
 
 def test_a_client_of_its_own_is_made():

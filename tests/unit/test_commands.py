@@ -240,7 +240,9 @@ def test_a_sending_that_never_left_is_not_ambiguous():
         (BrokerUnavailableError("", kind="timeout"), True),
         (BrokerUnavailableError("", kind="loading"), True),
         (BrokerUnavailableError("", kind="oom"), False),
-        (BrokerUnavailableError("", kind="readonly"), False),
+        (BrokerUnavailableError("", kind="readonly"), True),  # another connection may reach the new primary
+        (BrokerUnavailableError("", kind="moved"), True),
+        (BrokerUnavailableError("", kind="protocol"), False),
         (BrokerUnavailableError("", kind="auth"), False),
         (BrokerReplyError(""), False),
         (ValueError(), False),

@@ -4,7 +4,15 @@ import pytest
 import redis.exceptions as rex
 from redis._parsers.base import BaseParser
 
-from queue_system.broker.translate import CLIENT_ERRORS, MISPLACED, RETRYABLE, error_kind, is_misplaced, translate
+from queue_system.broker.translate import (
+    CLIENT_ERRORS,
+    LASTING,
+    MISPLACED,
+    RETRYABLE,
+    error_kind,
+    is_misplaced,
+    translate,
+)
 from queue_system.errors import BrokerReplyError, BrokerUnavailableError
 
 MISPLACED_REPLIES = (
@@ -102,6 +110,28 @@ def test_a_refused_command_was_not_carried_out(code):
     told = translate(BaseParser.parse_error(code), "here")
     assert isinstance(told, BrokerUnavailableError)
     assert not told.ambiguous
+
+
+@pytest.mark.parametrize(
+    ("reply", "advice"),
+    [
+        ("NOAUTH Authentication required.", "give it in redis_url, as redis://:PASSWORD@host"),
+        ("NOAUTH HELLO must be called with the client already authenticated", "give it in redis_url"),
+        ("WRONGPASS invalid username-password pair or user is disabled.", "check the user name and password"),
+        ("NOPERM this user has no permissions to run the 'evalsha' command", "this ACL user lacks a right"),
+    ],
+)
+def test_who_may_not_is_told_what_to_do(reply, advice):
+    assert advice in str(translate(BaseParser.parse_error(reply), "here"))
+
+
+def test_what_is_not_redis_is_told_as_such():
+    told = translate(rex.InvalidResponse('Protocol error, got "H" as reply type byte'), "here")
+    assert isinstance(told, BrokerUnavailableError)
+    assert told.kind == "protocol"
+    assert "what answers there is not Redis" in str(told)
+    assert {"auth", "protocol"} == LASTING
+    assert LASTING.isdisjoint(RETRYABLE)
 
 
 def test_an_argument_without_a_form_is_no_outage():
