@@ -57,6 +57,8 @@ class Settings(BaseSettings):
         thread_pool_size: sync operations at once, 20 by default.
         lease: after which the operations of a dead worker are taken over, 10 by default.
         grace: for which a worker that stops lets its operations finish, 30 by default.
+        exit_timeout: for ``atexit`` handlers and threads to end once all is drained, 3 by default. No longer than the
+            grace lasts, but 1 at least.
         abandon_after: after which a thread that still runs its operation counts as abandoned, 600 by default.
         max_abandoned: abandoned threads at which a worker drains and ends with 75; None for all of its threads, 0 for
             never.
@@ -98,6 +100,7 @@ class Settings(BaseSettings):
     thread_pool_size: _Count = 20
     lease: _Seconds = DEFAULT_LEASE
     grace: Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)] = DEFAULT_GRACE
+    exit_timeout: _Seconds = 3.0
     abandon_after: _Seconds = ABANDON_AFTER
     max_abandoned: Annotated[int, Field(ge=0)] | None = None
     max_operations: _Count | None = None

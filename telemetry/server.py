@@ -6,9 +6,15 @@ told otherwise; everything answers GET and HEAD only and changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
 import socket
+import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterable
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, Final
@@ -24,6 +30,15 @@ from queue_system.events import (
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 DEFAULT_HOST: Final = "127.0.0.1"
+
+MAX_THREADS: Final = 16
+"""Requests that are answered at once."""
+
+REQUEST_LIMIT: Final = 10.0
+"""Seconds for one request, from its first byte to the last one of its answer."""
+
+_log: Final = logging.getLogger("telemetry.server")
+_servers: Final[weakref.WeakSet[SidecarServer]] = weakref.WeakSet()
 
 
 class SidecarServer:
@@ -59,6 +74,7 @@ class SidecarServer:
             )
         except (OSError, OverflowError) as error:
             raise ConfigurationError(f"cannot serve metrics on {host}:{port}: {error}; choose another port") from error
+        _servers.add(self)
         self._thread = threading.Thread(target=self._server.serve_forever, name="queue-system-sidecar", daemon=True)
 
     @property
@@ -82,6 +98,10 @@ class SidecarServer:
             self._server.shutdown()
             self._thread.join()
         self._server.server_close()
+
+    def leave_to_parent(self) -> None:
+        """In a process that was forked: let go of the port, which is the parent's."""
+        self._server.socket.close()
 
     def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         method = environ.get("REQUEST_METHOD")
@@ -113,7 +133,45 @@ class SidecarServer:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """Bounded: whoever comes when all threads are busy takes the place of the one that has been at it for longest."""
+
     daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._at_work: dict[socket.socket, float] = {}  # the oldest first
+        self._lock = threading.Lock()
+        super().__init__(*args, **options)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread."""
+        with self._lock:
+            if len(self._at_work) >= MAX_THREADS:
+                oldest = next(iter(self._at_work))
+                del self._at_work[oldest]
+                _break(oldest)
+            self._at_work[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """It is answered, or given up."""
+        with self._lock:
+            self._at_work.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Twice a second: give up who takes too long, however busily it sends."""
+        limit = time.monotonic() - REQUEST_LIMIT
+        with self._lock:
+            for request in [request for request, since in self._at_work.items() if since < limit]:
+                del self._at_work[request]
+                _break(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002  the base's signature
+        """What a client does wrong is not worth a traceback."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError | ValueError):
+            _log.warning("request_failed: %s: %s", type(error).__name__, error)
 
     def server_bind(self) -> None:
         """Without the base's look-up of the host's full name, for which a broken resolver takes half a minute."""
@@ -127,10 +185,25 @@ class _Server6(_Server):
 
 
 class _QuietHandler(WSGIRequestHandler):
-    timeout = 10  # seconds for a client to send its request: a silent one must not hold a thread
+    timeout = REQUEST_LIMIT  # a silent client must not hold a thread
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the base class names it so
         """Scrapes and probes are not worth a log line each."""
+
+
+def _break(request: socket.socket) -> None:
+    """End the reading or writing of a thread."""
+    with contextlib.suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)
+
+
+def _in_child() -> None:
+    for server in tuple(_servers):
+        server.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def _probe(start_response: StartResponse, *, healthy: bool, checks: dict[str, str]) -> Iterable[bytes]:

@@ -13,14 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import typer
+from queue_system.cli import signals
 
-from queue_system import __version__
-from queue_system.cli import audit, enqueue, exits, explain, failures, logs, status, worker
-from queue_system.cli.options import RedisUrl
-from queue_system.cli.terminal import PROGRAM, print_error
-from queue_system.errors import QueueError
-from queue_system.settings import Settings
+signals.hold(sys.argv[1:])  # what follows takes a while
+
+import typer  # noqa: E402  see above
+
+from queue_system import __version__  # noqa: E402
+from queue_system.cli import audit, enqueue, exits, explain, failures, logs, status, worker  # noqa: E402
+from queue_system.cli.options import RedisUrl  # noqa: E402
+from queue_system.cli.terminal import PROGRAM, print_error  # noqa: E402
+from queue_system.errors import QueueError  # noqa: E402
+from queue_system.settings import Settings  # noqa: E402
 
 __all__ = ["app", "main"]
 

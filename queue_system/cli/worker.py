@@ -6,21 +6,19 @@ import asyncio
 import contextlib
 import importlib
 import os
-import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Annotated, Any, Final
 
 import typer
 
-from queue_system.cli import logs
+from queue_system.cli import logs, signals
 from queue_system.cli.exits import OK, RESTART, UsageError
 from queue_system.cli.options import Prefix, RedisUrl
-from queue_system.cli.terminal import PROGRAM
 from queue_system.errors import BrokerUnavailableError
 from queue_system.events import MAX_MEMORY, MAX_OPERATIONS, THREADS_ABANDONED, TOLD_TO_STOP
 from queue_system.garbage import tune_gc
@@ -30,8 +28,10 @@ from queue_system.settings import Settings
 from queue_system.worker import QueueWorker
 
 CONNECT_INTERVAL: Final = 0.5
-EXIT_LIMIT: Final = 1.0
-"""Seconds for the interpreter to end once all is drained; threads that never return would hold it up for ever."""
+EXIT_LEAST: Final = 1.0
+"""Seconds for the interpreter to end though the drain has used up the grace. Threads that never return, and `atexit`
+handlers, could hold it up for ever.
+"""
 
 _TRACEBACK_LINES: Final = 6
 
@@ -71,6 +71,14 @@ def worker(
         typer.Option(
             metavar="SECONDS",
             help="After which the operations of a dead worker are taken over (default: 10)",
+            show_default=False,
+        ),
+    ] = None,
+    exit_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="For atexit handlers and threads to end after the drain, within the grace (default: 3)",
             show_default=False,
         ),
     ] = None,
@@ -156,7 +164,7 @@ def worker(
     redis_url: RedisUrl = None,
     prefix: Prefix = None,
 ) -> None:
-    """Process operations until SIGTERM, Ctrl-C or a limit, then drain; a second signal stops at once.
+    """Process operations until SIGTERM, SIGHUP, Ctrl-C or a limit, then drain; a second signal stops at once.
 
     The modules are imported, with the working directory on the path.
 
@@ -169,6 +177,7 @@ def worker(
         thread_pool_size=thread_pool_size,
         work_timeout=work_timeout,
         grace=grace,
+        exit_timeout=exit_timeout,
         lease=lease,
         abandon_after=abandon_after,
         max_abandoned=max_abandoned,
@@ -184,7 +193,17 @@ def worker(
         trace_sample_ratio=trace_sample_ratio,
         service_name=service_name,
     )
-    import_modules(modules)
+    stop = signals.take()
+    try:
+        stop.interrupts = True
+        if not stop.asked:
+            import_modules(modules)
+    except signals.StoppedError:
+        raise typer.Exit(OK) from None
+    finally:
+        stop.interrupts = False
+    if stop.asked:  # before the imports, or a module has caught it
+        raise typer.Exit(OK)
     logs.configure(settings)
     with settings.config(modules=modules) as config:
         queue_worker = QueueWorker(
@@ -201,7 +220,7 @@ def worker(
             max_memory=settings.max_memory,
         )
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            code = runner.run(_serve(queue_worker, settings, wait_for_redis))
+            code = runner.run(_serve(queue_worker, settings, wait_for_redis, stop))
     raise typer.Exit(code)
 
 
@@ -223,46 +242,22 @@ def import_modules(modules: Sequence[str]) -> None:
             raise UsageError(f"cannot import {module}: {_last_lines(error)}") from error
 
 
-class StopSignals:
-    """The first SIGTERM or SIGINT asks for a drain; a second one ends the process at once.
-
-    The handlers are Python's own and not the event loop's: a processor that blocks the loop cannot hold them up.
-    """
-
-    def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._first = True
-
-    def install(self) -> None:
-        """From now on; only in the main thread."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._received)
-
-    def _received(self, number: int, _: FrameType | None) -> None:
-        if self._first:
-            self._first = False
-            self._loop.call_soon_threadsafe(self.asked.set)
-        else:
-            os.write(2, f"{PROGRAM}: stopped at once; what was running is taken over by others\n".encode())
-            os._exit(128 + number)
-
-
-async def _serve(worker: QueueWorker, settings: Settings, wait_for_redis: float) -> int:
+async def _serve(worker: QueueWorker, settings: Settings, wait_for_redis: float, stop: signals.StopSignals) -> int:
     """Start the worker, wait for a signal or its own end, drain it; the exit code."""
-    signals = StopSignals()
-    signals.install()
+    asked, loop = asyncio.Event(), asyncio.get_running_loop()
+    stop.install()
+    stop.tell(lambda: loop.call_soon_threadsafe(asked.set))
     with logs.observed(worker, settings) as observed:
-        await _start(worker, signals.asked, wait_for_redis)
+        await _start(worker, asked, wait_for_redis)
         if worker.state == "running":
             tune_gc(worker.max_workers, worker.thread_pool_size)
             known = len(default_registry.names())
             processors = f"{known} processor{'' if known == 1 else 's'}"
             _say(f"worker {worker.worker_id} ready: {worker.config.clients.address}, {processors}{observed}")
-            took = await _drain_in_time(worker, signals.asked)
+            took = await _drain_in_time(worker, asked)
             _say(f"worker {worker.worker_id} drained in {took:.1f} s{_WHY[worker.stop_reason]}")
     code = RESTART if worker.stop_reason == THREADS_ABANDONED else OK
-    _limit_exit(code)
+    _limit_exit(code, max(EXIT_LEAST, min(settings.exit_timeout, settings.grace - worker.drained_in)))
     return code
 
 
@@ -295,9 +290,9 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _limit_exit(code: int) -> None:
+def _limit_exit(code: int, seconds: float) -> None:
     def end() -> None:
-        time.sleep(EXIT_LIMIT)
+        time.sleep(seconds)
         os._exit(code)
 
     threading.Thread(target=end, name="queue-system-exit", daemon=True).start()
