@@ -26,6 +26,9 @@ CONNECTIONS: Final = 4
 MOST_GROUPS: Final = 2
 """Groups that are on their way at once: while Redis has one, the next is written."""
 
+ENOUGH: Final = 16
+"""Operations that make a group before the turn of the event loop ends, so that Redis is at work on them meanwhile."""
+
 MOST_BYTES: Final = 1 << 20
 """Of the operations of a group, unless it has one only: so much is in memory twice, and holds up Redis at a time."""
 
@@ -115,7 +118,10 @@ class EnqueueGroups:
             member.fail(translate(ClosedConnectionError(was_sent=False), self._address))
             return member.answer
         self._waiting.append(member)
-        self._send_soon()
+        if len(self._waiting) >= ENOUGH and len(self._groups) + self._alone < self._most:
+            self._send()
+        else:
+            self._send_soon()
         return member.answer
 
     def close(self) -> None:
@@ -131,10 +137,13 @@ class EnqueueGroups:
         """At the end of this turn of the event loop, in which others may join."""
         if self._waiting and not self._is_due:
             self._is_due = True
-            self._loop.call_soon(self._send)
+            self._loop.call_soon(self._send_due)
+
+    def _send_due(self) -> None:
+        self._is_due = False
+        self._send()
 
     def _send(self) -> None:
-        self._is_due = False
         while self._waiting and len(self._groups) + self._alone < self._most:
             members = self._next_group()
             if members:

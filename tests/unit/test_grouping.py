@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from queue_system.broker.commands import Commands
-from queue_system.broker.grouping import MOST_BYTES, EnqueueGroups
+from queue_system.broker.grouping import ENOUGH, MOST_BYTES, EnqueueGroups
 from queue_system.broker.messages import MAX_ENQUEUE, Accepted, NewOperation
 from queue_system.errors import BrokerReplyError, BrokerUnavailableError, ClosedError
 from queue_system.keys import Keys
@@ -161,7 +161,16 @@ async def test_a_group_of_cancelled_ones_is_none():
     assert not rig.groups.busy
 
 
-async def test_a_group_is_bounded_by_number_and_by_size():
+async def test_redis_is_given_work_while_the_rest_of_a_turn_is_made_ready():
+    rig = Rig()
+    for n in range(ENOUGH + 2):
+        rig.join(str(n))
+    assert not rig.broker.groups
+    assert await rig.sent(2) == [[("enqueue", "high:mail", ENOUGH)], [("enqueue", "high:mail", 2)]]
+
+
+async def test_a_group_is_bounded_by_number_and_by_size(monkeypatch):
+    monkeypatch.setattr("queue_system.broker.grouping.ENOUGH", 10_000)
     rig = Rig()
     for n in range(MAX_ENQUEUE + 1):
         rig.join(str(n))
