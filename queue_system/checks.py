@@ -11,6 +11,9 @@ from queue_system.errors import ConfigurationError, QueueError
 MAX_SECONDS: Final = 100 * 365 * 86400
 """A hundred years: in milliseconds still an exact number everywhere, and an expiry that Redis accepts."""
 
+MIN_SECONDS: Final = 0.001
+"""What becomes milliseconds and must not be 0 is at least one."""
+
 DURABILITIES: Final = ("primary", "wait")
 """When an operation counts as accepted: when the primary has it, or when replicas have said that they have it, too."""
 
@@ -25,13 +28,16 @@ def check_number(name: str, value: object, *, error: type[QueueError] = Configur
 def check_seconds(
     name: str, value: object, *, zero: bool = False, error: type[QueueError] = ConfigurationError
 ) -> float:
-    """Return `value` as a float; raise `error` unless it is a number of seconds above 0 (or 0 if `zero`).
+    """Return `value` as a float; raise `error` unless it is a number of seconds from 0.001 on (from 0 if `zero`).
 
-    A hundred years is the most: what is longer is a mistake, and Redis refuses it in the middle of a script.
+    Redis counts in milliseconds: less than one would be none, and an expiry of none is refused. A hundred years is the
+    most: what is longer is a mistake, and an expiry that Redis refuses.
     """
     seconds = check_number(name, value, error=error)
     if seconds < 0 or (seconds == 0 and not zero):
         raise error(f"{name} must be {'0 or more' if zero else 'more than 0'} seconds, got {value!r}")
+    if seconds < MIN_SECONDS and not zero:
+        raise error(f"{name} must be at least a millisecond (0.001 seconds), got {value!r}")
     if seconds > MAX_SECONDS:
         raise error(f"{name} must be at most a hundred years in seconds, got {value!r}")
     return seconds

@@ -254,3 +254,12 @@ def test_an_operation_of_another_type_does_not_hold_up_its_batch(filled):
     rig.redis.set(rig.keys.operation("held"), "no hash")
     assert rig.complete(held, second) == [False, True]
     assert rig.renew(held) == [("held", held.token)]
+
+
+@pytest.mark.parametrize("window", [0.0, 1e300])
+def test_a_window_that_redis_would_refuse_is_refused_before_anything_is_written(filled, window):
+    before = contents(filled)
+    with pytest.raises(QueueError, match="deduplication window"):
+        filled.enqueue(NewOperation("first", b"body"), NewOperation("new", b"body", 0.0, "key", window))
+    assert contents(filled) == before
+    assert filled.enqueue("new")[0][1] == "new"
