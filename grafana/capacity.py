@@ -312,8 +312,15 @@ def _threads() -> list[dict[str, Any]]:
                 ("sum(@thread_pool_active)", "busy"),
                 ("sum(@thread_pool_waiting)", "waiting for a thread"),
                 ("sum(@thread_pool_abandoned)", "beyond their limit"),
+                ("sum(@worker_tasks_abandoned)", "tasks that do not heed their cancellation"),
             ],
-            colours={"size": GREY, "busy": GREEN, "waiting for a thread": YELLOW, "beyond their limit": RED},
+            colours={
+                "size": GREY,
+                "busy": GREEN,
+                "waiting for a thread": YELLOW,
+                "beyond their limit": RED,
+                "tasks that do not heed their cancellation": RED,
+            },
         ),
         series(
             "Wait for a thread",

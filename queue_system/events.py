@@ -10,10 +10,11 @@ import msgspec
 
 TOLD_TO_STOP: Final = "stop"
 THREADS_ABANDONED: Final = "threads_abandoned"
+TASKS_ABANDONED: Final = "tasks_abandoned"
 MAX_OPERATIONS: Final = "max_operations"
 MAX_MEMORY: Final = "max_memory"
-STOP_REASONS: Final = (TOLD_TO_STOP, THREADS_ABANDONED, MAX_OPERATIONS, MAX_MEMORY)
-"""Why a worker drains: it was told to, too many of its threads never return, or it has reached a limit."""
+STOP_REASONS: Final = (TOLD_TO_STOP, THREADS_ABANDONED, TASKS_ABANDONED, MAX_OPERATIONS, MAX_MEMORY)
+"""Why a worker drains: it was told to, too many of its threads or tasks never return, or it has reached a limit."""
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
@@ -145,6 +146,19 @@ class ThreadAbandoned(Event, frozen=True):
     stack: str
 
 
+class TaskAbandoned(Event, frozen=True):
+    """An async processor has not heeded its cancellation, and is still busy `seconds` after it was called; told once.
+
+    `reason` is why it was cancelled: timed_out or lease_lost. `stack` as in `ThreadAbandoned`.
+    """
+
+    operation: OperationInfo
+    task: str
+    seconds: float
+    reason: str
+    stack: str
+
+
 class LeaseLost(Event, frozen=True):
     """Another worker may run this operation now: its result here will not count."""
 
@@ -232,6 +246,7 @@ class WorkerStats(msgspec.Struct, frozen=True):
     tasks_saturated_seconds: float
     loop_lag: float
     last_contact: float  # Unix time of Redis's last answer
+    tasks_abandoned: int = 0  # those whose processor has not heeded its cancellation; busy as well
 
 
 class Health(msgspec.Struct, frozen=True):

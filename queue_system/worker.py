@@ -42,6 +42,7 @@ from queue_system.events import (
     PoolExhausted,
     PoolStarted,
     PoolUsed,
+    TaskAbandoned,
     WorkerChanged,
     WorkerStats,
     WorkerTaskFailed,
@@ -70,15 +71,22 @@ from queue_system.outcome import (
 from queue_system.reader import QueueReader
 from queue_system.registry import FunctionRef
 from queue_system.runtime.attempts import Attempt
-from queue_system.runtime.calling import AttemptTimeoutError, await_processor, call_in_thread, runs_on_loop
+from queue_system.runtime.calling import (
+    AttemptAbandonedError,
+    AttemptTimeoutError,
+    await_processor,
+    call_in_thread,
+    runs_on_loop,
+)
 from queue_system.runtime.engine import LEASE_LOST, SHUTDOWN, Engine, EngineSettings
 from queue_system.runtime.health import STOPPED
-from queue_system.runtime.incident import describe_error, describe_refusal, stack_of
+from queue_system.runtime.incident import describe_error, describe_refusal, stack_of, stack_of_call
 from queue_system.runtime.intake import Claim
 from queue_system.runtime.lease import STALL_LIMIT
 from queue_system.runtime.pool import ABANDON_AFTER
 from queue_system.runtime.recycle import Recycling
 from queue_system.runtime.returned import Returned
+from queue_system.runtime.unheeded import HEED_LIMIT
 from queue_system.utils import circuit_breaker, retry_with_backoff, with_timeout
 
 DEFAULT_LEASE: Final = 10.0
@@ -105,7 +113,8 @@ class QueueWorker:
         abandon_after: seconds after which a thread that still runs its operation counts as abandoned, 10 minutes by
             default: more than your longest sync operation takes. One whose own `timeout` is longer may take that.
         max_abandoned: so many abandoned threads are too many: the worker is not ready, drains and stops, since only a
-            new process gets rid of them. All of the pool's by default; 0 for never.
+            new process gets rid of them. All of the pool's by default; 0 for never. The same holds for worker tasks
+            whose processor has not heeded its cancellation (all of them are always too many to be ready).
         max_operations: the worker drains and stops after so many operations (callbacks included); None for no limit.
         max_memory: and when the process takes so many bytes of memory; None for no limit. Both limits are drawn, for
             each worker, from their last 5 %, so that a fleet does not end at once.
@@ -206,6 +215,7 @@ class QueueWorker:
             command_timeout=self.config.connection_timeout,
             worker_loop=self._worker_loop,
             on_quarantine=self._quarantine,
+            on_unheeded=self._abandon,
             recycling=self._recycling,
             on_enough=self._end_by_itself,
         )
@@ -236,7 +246,8 @@ class QueueWorker:
     async def wait_stopped(self) -> str:
         """Wait until the worker has stopped, because it was told to or by itself, and return its `stop_reason`.
 
-        After ``threads_abandoned`` the process should end and be started again: its threads hang on to what they hold.
+        After ``threads_abandoned`` or ``tasks_abandoned`` the process should end and be started again: what never
+        returned hangs on to what it holds.
         """
         await self._stopped.wait()
         if self._own_end is not None:
@@ -503,6 +514,9 @@ class QueueWorker:
             self._hooks.on_event(attempt.started_event)
             try:
                 result = await await_processor(function, attempt, timeout, self.config.logger, self._engine.deadlines)
+            except AttemptAbandonedError:
+                self._engine.came_back(attempt)
+                return False
             except AttemptTimeoutError as error:
                 attempt.error = describe_error(error)
                 return await self._handle_execution_timeout(
@@ -534,6 +548,8 @@ class QueueWorker:
                     result = await self._execute_sync_processor(call, entity, operation_id)
                     if isinstance(result, Returned):
                         result = await self._await_returned(attempt, result)
+                except AttemptAbandonedError:
+                    self._engine.came_back(attempt)
                 except AttemptTimeoutError as error:
                     attempt.error = describe_error(error)
                     await self._handle_execution_timeout(
@@ -594,6 +610,30 @@ class QueueWorker:
             return False
         error = ErrorInfo("CancelledError", "the processor was cancelled, but not by the worker")
         return await self._decide(attempt, CANCELLED, error, redis)
+
+    async def _abandon(self, attempt: Attempt) -> None:
+        """Its processor was cancelled, and does not end: decide without it, once. Its slot stays taken."""
+        attempts = self._engine.attempts
+        if attempts.find(*attempt.key) is not attempt or attempt.abandoned:
+            return  # it has ended since
+        self._engine.unheeded.add(attempt)
+        stack, seconds = stack_of_call(attempt.awaited), time.monotonic() - attempt.started
+        task = "" if attempt.task is None else attempt.task.get_name()
+        try:
+            self._hooks.on_event(TaskAbandoned(attempt.info, task, seconds, attempt.cancelled_for, stack))
+            if attempt.cancelled_for == LEASE_LOST:
+                attempts.drop(attempt)
+            else:
+                message = f"cancelled, but had not ended {HEED_LIMIT:g} s later: it does not heed its cancellation"
+                await self._decide(attempt, TIMEOUT, ErrorInfo("TimeoutError", message, stack), self._engine.outbox)
+        except Exception as error:  # noqa: BLE001  a step of ours
+            if attempt.claim is not None:
+                self._fail_internally(attempt.claim, attempt.item, error)
+        finally:
+            if attempt.claim is not None:
+                attempt.claim.settled = True
+            attempts.close(attempt)
+            self._engine.changed()
 
     def _is_ended(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether a task is cancelled because the worker ends, or its event loop (as by Ctrl-C in `asyncio.run`). What

@@ -85,6 +85,7 @@ WORKER: Final = (
     _gauge("thread_pool_size", "Threads of the pool."),
     _gauge("thread_pool_active", "Threads that are busy now."),
     _gauge("thread_pool_waiting", "Sync operations in the pool that have no thread yet."),
+    _gauge("worker_tasks_abandoned", "Worker tasks whose processor did not heed its cancellation; they count as busy."),
     _gauge("thread_pool_abandoned", "Threads whose operation has run beyond its limit; they count as active."),
     _gauge("thread_pool_utilization_ratio", "Share of the threads that was busy since the last heartbeat, 0 to 1."),
     _counter("thread_pool_submissions_total", "Sync operations handed to the pool."),

@@ -32,6 +32,7 @@ _WORKER_VALUES: Final[dict[str, Callable[[WorkerStats], float]]] = {
     "thread_pool_active": lambda stats: stats.pool.active,
     "thread_pool_waiting": lambda stats: stats.pool.waiting,
     "thread_pool_abandoned": lambda stats: stats.pool.abandoned,
+    "worker_tasks_abandoned": lambda stats: stats.tasks_abandoned,
     "thread_pool_submissions_total": lambda stats: stats.pool.submissions,
     "thread_pool_busy_seconds_total": lambda stats: stats.pool.busy_seconds,
     "thread_pool_capacity_seconds_total": lambda stats: stats.pool.capacity_seconds,

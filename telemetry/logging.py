@@ -19,6 +19,7 @@
 | ``callback_requeued`` | info | it was given back |
 | ``callback_stale`` | warning | its outcome was refused |
 | ``thread_pool_exhausted`` | warning | a sync operation found no free thread in time |
+| ``task_abandoned`` | warning | an async processor has not heeded its cancellation; with its stack |
 | ``thread_abandoned`` | warning | a thread has not returned from its operation in time; with its stack |
 | ``lease_lost`` | warning | another worker may run this operation now |
 | ``leases_reclaimed`` | warning | operations of workers that are gone were taken over |
@@ -71,6 +72,7 @@ from queue_system.events import (
     OutcomeApplied,
     PoolExhausted,
     Reclaimed,
+    TaskAbandoned,
     ThreadAbandoned,
     WorkerChanged,
     WorkerTaskFailed,
@@ -129,6 +131,14 @@ class LogListener(Hooks):
                 "thread_pool_exhausted", **_ids(e.operation), waited=round(e.waited, 3)
             ),
             ThreadAbandoned: self._on_thread_abandoned,
+            TaskAbandoned: lambda e: logger.warning(
+                "task_abandoned",
+                **_ids(e.operation),
+                task=e.task,
+                seconds=round(e.seconds, 1),
+                reason=e.reason,
+                stack=e.stack,
+            ),
             LeaseLost: lambda e: logger.warning("lease_lost", operation_id=e.operation_id),
             Reclaimed: lambda e: logger.warning("leases_reclaimed", returned=e.returned, quarantined=e.quarantined),
             WorkerTaskFailed: lambda e: logger.error("worker_task_failed", task=e.task, reason=e.reason),

@@ -20,7 +20,7 @@ from queue_system.cli import logs, signals
 from queue_system.cli.exits import OK, RESTART, UsageError
 from queue_system.cli.options import Prefix, RedisUrl
 from queue_system.errors import BrokerUnavailableError
-from queue_system.events import MAX_MEMORY, MAX_OPERATIONS, THREADS_ABANDONED, TOLD_TO_STOP
+from queue_system.events import MAX_MEMORY, MAX_OPERATIONS, TASKS_ABANDONED, THREADS_ABANDONED, TOLD_TO_STOP
 from queue_system.garbage import tune_gc
 from queue_system.imports import is_identifier_path
 from queue_system.registry import default_registry
@@ -38,6 +38,7 @@ _TRACEBACK_LINES: Final = 6
 _WHY: Final = {
     TOLD_TO_STOP: "",
     THREADS_ABANDONED: ", too many of its threads never return: restart it",
+    TASKS_ABANDONED: ", too many of its tasks do not heed their cancellation: restart it",
     MAX_OPERATIONS: ", after its --max-operations",
     MAX_MEMORY: ", at its --max-memory",
 }
@@ -256,7 +257,7 @@ async def _serve(worker: QueueWorker, settings: Settings, wait_for_redis: float,
             _say(f"worker {worker.worker_id} ready: {worker.config.clients.address}, {processors}{observed}")
             took = await _drain_in_time(worker, asked)
             _say(f"worker {worker.worker_id} drained in {took:.1f} s{_WHY[worker.stop_reason]}")
-    code = RESTART if worker.stop_reason == THREADS_ABANDONED else OK
+    code = RESTART if worker.stop_reason in (THREADS_ABANDONED, TASKS_ABANDONED) else OK
     _limit_exit(code, max(EXIT_LEAST, min(settings.exit_timeout, settings.grace - worker.drained_in)))
     return code
 

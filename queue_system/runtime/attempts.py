@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import time
 from collections.abc import Callable
-from contextvars import Token
+from contextvars import Context, Token
 from types import TracebackType
 from typing import Any, Final
 
@@ -46,12 +47,14 @@ _NEXT: Final = {Success: "done", Retry: "retry", Failure: "failed", Requeue: "re
 class Attempt:
     """One attempt. `key` is that of its claim; `task` sees it through, and awaits an async processor; `cancelled_for`
     says why that was cancelled by the worker, `cancels` how often; `called` is true once the processor was called;
+    `awaited` is what its task awaits, in `context`; `abandoned` is true once it was decided without its processor;
     `on_loop` while it runs on the event loop, if it does; `thread` is the ident of the thread in which a sync one was.
     """  # noqa: D205
 
     __slots__ = (
-        "called", "cancelled_for", "cancels", "cause", "claim", "error", "info", "item", "key", "on_loop", "retry",
-        "started", "started_at", "started_event", "submitted", "task", "thread", "wait",
+        "abandoned", "awaited", "called", "cancelled_for", "cancels", "cause", "claim", "context", "error", "info",
+        "item", "key", "on_loop", "retry", "started", "started_at", "started_event", "submitted", "task", "thread",
+        "wait",
     )  # fmt: skip
 
     def __init__(self, item: Operation, claim: Claim | None, info: OperationInfo, now: float) -> None:
@@ -66,6 +69,9 @@ class Attempt:
         self.cancelled_for = ""
         self.cancels = 0
         self.thread = 0
+        self.abandoned = False
+        self.awaited: Any = None
+        self.context: Context | None = None
         self.on_loop = info.is_async
         self.called = False
         self.begin(now)
@@ -89,6 +95,13 @@ class Attempt:
         if self.task is not None:
             self.cancels += 1
             self.task.cancel()
+
+    def let_go(self) -> None:
+        """Close its coroutine, which has not heeded its cancellation, so that its task can end."""
+        if asyncio.iscoroutine(self.awaited) and self.context is not None:
+            with contextlib.suppress(BaseException):  # it may heed nothing at all
+                self.context.run(self.awaited.close)
+            self.cancel(self.cancelled_for)
 
     def take_back_cancels(self) -> None:
         """The processor has ended: its task goes on, to what is next."""

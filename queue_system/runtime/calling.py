@@ -40,6 +40,10 @@ runs_on_loop = _once_each(is_async)
 _takes_context = _once_each(takes_context)
 
 
+class AttemptAbandonedError(Exception):
+    """The processor has ended, but too late: its attempt was decided without it."""
+
+
 class AttemptTimeoutError(Exception):
     """The worker's own time limit of so many `seconds`, as opposed to a `TimeoutError` that a processor raises."""
 
@@ -86,6 +90,7 @@ async def await_processor(
     cost its making and two wake-ups.
 
     Raises:
+        AttemptAbandonedError: it ended, in any way, after it was abandoned.
         AttemptTimeoutError: it was cancelled after `timeout` seconds, and did not return a result all the same.
         ProcessorRaisedError: it raised what is no `Exception`.
         UnrunResultError: it returned what has not run, and cannot be awaited.
@@ -93,26 +98,43 @@ async def await_processor(
     attempt.task = asyncio.current_task()
     deadlines.set(attempt, timeout)
     try:
-        if isinstance(function, Returned):
-            context, result = function.context, function.awaitable
-        else:
-            context = contextvars.copy_context()
-            result = _contained(call_processor, function, attempt, time.monotonic() + timeout, logger)
+        context, result = _begin(function, attempt, timeout, logger)
         if hasattr(result, "__await__"):
             result = await in_context(context, result)
         if result is not None and is_unrun(result):
             result = await _settled(context, result)
         if attempt.cancelled_from_outside():
             await asyncio.sleep(0)  # it has cancelled its own task, and would not be there any more to notice
-    except asyncio.CancelledError as error:
-        if attempt.cancelled_for == TIMED_OUT and not attempt.cancelled_from_outside():
+    except (Exception, asyncio.CancelledError) as error:
+        if attempt.abandoned:
+            raise AttemptAbandonedError from error
+        if isinstance(error, asyncio.CancelledError) and _is_timeout(attempt):
             raise AttemptTimeoutError(timeout) from error
         raise
-    else:
-        return result
     finally:
+        attempt.awaited = None
         deadlines.clear(attempt)
         attempt.take_back_cancels()
+    if attempt.abandoned:
+        raise AttemptAbandonedError
+    return result
+
+
+def _is_timeout(attempt: Attempt) -> bool:
+    return attempt.cancelled_for == TIMED_OUT and not attempt.cancelled_from_outside()
+
+
+def _begin(
+    function: Callable[..., Any] | Returned, attempt: Attempt, timeout: float, logger: Any
+) -> tuple[contextvars.Context, Any]:
+    """Call the processor: what it returns, and the context in which to await it."""
+    if isinstance(function, Returned):
+        context, result = function.context, function.awaitable
+    else:
+        context = contextvars.copy_context()
+        result = _contained(call_processor, function, attempt, time.monotonic() + timeout, logger)
+    attempt.context, attempt.awaited = context, result
+    return context, result
 
 
 async def _settled(context: contextvars.Context, result: Any) -> Any:

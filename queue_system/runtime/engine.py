@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from queue_system.errors import BrokerUnavailableError, QueueError
 from queue_system.events import (
     MAX_MEMORY,
     MAX_OPERATIONS,
+    TASKS_ABANDONED,
     THREADS_ABANDONED,
     BrokerBack,
     BrokerError,
@@ -42,6 +43,7 @@ from queue_system.runtime.pool import ABANDON_AFTER, ThreadPool
 from queue_system.runtime.progress import Progress
 from queue_system.runtime.reaper import Reaper
 from queue_system.runtime.recycle import Recycling
+from queue_system.runtime.unheeded import HEED_LIMIT, RECYCLE_AFTER, Unheeded
 from queue_system.runtime.waiting import MAX_BLOCK, Slots
 from queue_system.signing import UNSIGNED, Signer
 from queue_system.utils import CircuitBreaker
@@ -102,6 +104,7 @@ class Engine:
         worker_loop: the loop of one worker task, given its number. The last number is that of the dispatcher, which
             hands sync operations to the pool.
         on_quarantine: given each operation over which too many workers have died.
+        on_unheeded: decides an attempt whose processor has not heeded its cancellation; runs in the attempt's context.
         recycling: when the worker has done enough.
         on_enough: told, perhaps again and again, why the worker should drain and end.
     """
@@ -120,24 +123,27 @@ class Engine:
         command_timeout: float,
         worker_loop: Callable[[int], Awaitable[None]],
         on_quarantine: Callable[[Claim], None],
+        on_unheeded: Callable[[Attempt], Coroutine[Any, Any, None]],
     ) -> None:
         self.settings = settings
         self._worth_a_turn = settings.worth_a_turn
         self._hooks = hooks
         self._on_quarantine = on_quarantine
+        self._on_unheeded = on_unheeded
+        self.unheeded = Unheeded()
         self._recycling = recycling
         self._on_enough = on_enough
         self._loop = asyncio.get_running_loop()
         self._broker = new_broker(command_timeout)
         self._waiter = new_broker(MAX_BLOCK + command_timeout)
         self.pool = ThreadPool(
-            settings.thread_pool_size, abandon_after=settings.abandon_after, on_capacity=self._changed
+            settings.thread_pool_size, abandon_after=settings.abandon_after, on_capacity=self.changed
         )
         isolation = Isolation(self._changed_later, patience=settings.lease)
         self.intake = Intake(
             settings.max_workers,
             lambda: self.pool.limit,
-            self._changed,
+            self.changed,
             isolation,
             self._others_wait,
         )
@@ -220,7 +226,7 @@ class Engine:
             on_contact=contact.made,
             hooks=hooks,
         )
-        self.deadlines: Deadlines[Attempt] = Deadlines(cancel_late)
+        self.deadlines: Deadlines[Attempt] = Deadlines(self._time_is_over)
         self._service_loops = self._supervised(
             ("beat", self._beat),
             *((f"fetch-{number}", self.fetcher.run) for number in range(MAX_TURNS)),
@@ -255,13 +261,14 @@ class Engine:
             tasks_saturated_seconds=saturated,
             loop_lag=max(self._lag, self.leases.stalled_for - BEAT_INTERVAL),
             last_contact=self.leases.last_contact,
+            tasks_abandoned=self.unheeded.count(is_async=True),
         )
 
     def health(self, state: str) -> Health:
         """Whether the worker is alive and ready; from any thread."""
         return judge(self._signs(state))
 
-    def _signs(self, state: str) -> Signs:
+    def _signs(self, state: str, *, tasks_for: float = 0.0) -> Signs:
         pool, record = self.pool.stats(), self.fetcher.record
         return Signs(
             state=state,
@@ -277,7 +284,9 @@ class Engine:
             without_contact_for=time.time() - self.leases.last_contact,
             breaker=self._breaker.state,
             threads=pool.size,
-            threads_abandoned=pool.abandoned,
+            threads_abandoned=pool.abandoned + self.unheeded.count(is_async=False),
+            tasks=self.settings.max_workers,
+            tasks_abandoned=self.unheeded.count(is_async=True, longer_than=tasks_for),
             abandoned_limit=self.settings.max_abandoned or 0,
             callback_threads_abandoned=self.callback_pool.stats().abandoned >= CALLBACK_THREADS,
         )
@@ -314,6 +323,7 @@ class Engine:
         await self.fetcher.flush(CANCEL_GRACE)
         self.ending = True
         await asyncio.gather(*(loop.stop() for loop in (*self.worker_loops, *self._service_loops)))
+        await self._let_go()
         await self.fetcher.flush(CANCEL_GRACE)
         await asyncio.gather(*self._teaching, return_exceptions=True)
         await asyncio.to_thread(self.leases.stop)
@@ -338,9 +348,7 @@ class Engine:
         if len(self._learned) >= MAX_LEARNED:
             self._learned.clear()
         self._learned[lesson] = now
-        task = self._loop.create_task(self._teach(lesson))
-        self._teaching.add(task)
-        task.add_done_callback(self._teaching.discard)
+        self._keep(self._loop.create_task(self._teach(lesson)))
 
     async def _teach(self, lesson: tuple[str, str, str]) -> None:
         try:
@@ -373,6 +381,10 @@ class Engine:
     def limit_of(self, attempt: Attempt) -> float:
         """Seconds after which the thread of a sync attempt counts as abandoned: a longer timeout of its own counts."""
         return max(self.settings.abandon_after, attempt.item.get("timeout") or 0.0)
+
+    def came_back(self, attempt: Attempt) -> None:
+        """The processor of an abandoned attempt has ended."""
+        self.unheeded.discard(attempt)
 
     def is_abandoned(self, attempt: Attempt) -> bool:
         """Whether a sync attempt has had its thread for longer than its limit."""
@@ -409,21 +421,22 @@ class Engine:
     def _others_wait(self) -> bool:
         return len(self.outbox) >= self._worth_a_turn and self.fetcher.is_free
 
-    def _changed(self) -> None:
+    def changed(self) -> None:
+        """A slot may be free now, or a drain be over."""
         if self._stopping and self.intake.held <= self._left_behind():
             self._drained.set()
         self.fetcher.notify()
 
     def _left_behind(self) -> int:
-        """How many of the held operations a drain does not wait for."""
+        """How many of the held operations a drain does not wait for: of some the outcome is decided already."""
         if not self._leaves_hung:
-            return 0
-        return sum(
+            return len(self.unheeded)
+        return len(self.unheeded) + sum(
             self.is_abandoned(attempt) or not (attempt.on_loop or attempt.called) for attempt in self.attempts.all()
         )
 
     def _changed_later(self, seconds: float) -> None:
-        self._loop.call_later(seconds, self._changed)
+        self._loop.call_later(seconds, self.changed)
 
     async def _wait_until_drained(self, timeout: float) -> None:
         self._drained.clear()
@@ -449,6 +462,28 @@ class Engine:
             if attempt.claim is not None:
                 self.attempts.release(attempt.claim, SHUTDOWN)
 
+    async def _let_go(self) -> None:
+        """End the tasks of processors that have heeded nothing: the event loop could not be closed around them."""
+        left = [attempt for attempt in (*self.attempts.all(), *self.unheeded) if attempt.awaited is not None]
+        for attempt in left:
+            attempt.let_go()
+        if tasks := [attempt.task for attempt in left if attempt.task is not None]:
+            await asyncio.wait(tasks, timeout=CANCEL_GRACE)
+
+    def _time_is_over(self, attempt: Attempt) -> None:
+        """Of an attempt on the event loop: cancel it; abandon it when that was some time ago."""
+        if attempt.cancelled_for == SHUTDOWN:
+            return  # the stop sees to it
+        if not attempt.cancelled_for:
+            self.deadlines.set(attempt, HEED_LIMIT)
+            cancel_late(attempt)
+        elif self.attempts.find(*attempt.key) is attempt:
+            self._keep(self._loop.create_task(self._on_unheeded(attempt), context=attempt.context))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._teaching.add(task)
+        task.add_done_callback(self._teaching.discard)
+
     async def _beat(self) -> None:
         while True:
             self.leases.beat()
@@ -463,9 +498,11 @@ class Engine:
         for event in abandoned:
             self._hooks.on_event(event)
         if abandoned and self._leaves_hung:
-            self._changed()
+            self.changed()
         if self.settings.max_abandoned != 0 and self._signs("").too_many_abandoned:
             self._on_enough(THREADS_ABANDONED)
+        elif self.settings.max_abandoned != 0 and self._signs("", tasks_for=RECYCLE_AFTER).too_many_tasks_abandoned:
+            self._on_enough(TASKS_ABANDONED)
         elif self._recycling.due_by_memory():
             self._on_enough(MAX_MEMORY)
 
@@ -481,6 +518,7 @@ class Engine:
             "utilization": f"{self._utilization:.4f}",
             "tasks": str(self.settings.max_workers),
             "tasks_busy": str(min(self.intake.async_held, self.settings.max_workers)),
+            "tasks_abandoned": str(self.unheeded.count(is_async=True)),
             "held": str(self.intake.held),
             "queues": ",".join(sorted(self.settings.queues or ())),
             "claims": str(int(self.fetcher.accepting)),
@@ -499,6 +537,8 @@ class Engine:
         self._hooks.on_event(LeaseLost(operation_id))
         attempt = self.attempts.find(operation_id, token)
         if attempt is not None and attempt.on_loop:
+            if attempt.awaited is not None and not attempt.cancelled_for:
+                self.deadlines.set(attempt, HEED_LIMIT)
             attempt.cancel(LEASE_LOST)
 
     def _lease_error(self, error: QueueError) -> None:

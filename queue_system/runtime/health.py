@@ -57,6 +57,13 @@ class Signs:
     claim_accepted: bool = True
     claim_overdue_for: float = 0.0
     claim_refusal: str = ""
+    tasks: int = 1
+    tasks_abandoned: int = 0
+
+    @property
+    def too_many_tasks_abandoned(self) -> bool:
+        """Whether so many worker tasks are held by processors that do not heed their cancellation."""
+        return self.tasks_abandoned >= min(self.abandoned_limit or self.tasks, self.tasks)
 
     @property
     def too_many_abandoned(self) -> bool:
@@ -78,6 +85,7 @@ def judge(signs: Signs) -> Health:
         "redis": _redis(signs),
         "claims": _claims(signs),
         "thread_pool": _pool(signs),
+        "worker_tasks": _tasks(signs),
     }
     return Health(_all_ok(alive), _all_ok(alive) and _all_ok(ready), alive, {**alive, **ready})
 
@@ -114,6 +122,13 @@ def _pool(signs: Signs) -> str:
         return "all threads for callbacks are held by callbacks beyond their limit"
     held = "all" if signs.threads_abandoned >= signs.threads else f"{signs.threads_abandoned} of"
     return f"{held} {signs.threads} threads are held by operations beyond their limit"
+
+
+def _tasks(signs: Signs) -> str:
+    if not signs.too_many_tasks_abandoned:
+        return OK
+    held = "all" if signs.tasks_abandoned >= signs.tasks else f"{signs.tasks_abandoned} of"
+    return f"{held} {signs.tasks} worker tasks are held by processors that did not heed their cancellation"
 
 
 def _all_ok(checks: dict[str, str]) -> bool:

@@ -13,6 +13,7 @@ from queue_system.outcome import ErrorInfo
 MAX_MESSAGE: Final = 1000
 MAX_TRACEBACK: Final = 8000
 MAX_FRAMES: Final = 50  # of each exception of a chain, the innermost ones
+_MAX_AWAITS: Final = 1000  # one within the other
 
 
 class ProcessorRaisedError(RuntimeError):
@@ -47,6 +48,18 @@ def stack_of(ident: int) -> str:
     """
     frame = sys._current_frames().get(ident)  # noqa: SLF001  there is no other way to another thread's stack
     return "" if frame is None else _innermost(_clean("".join(traceback.format_stack(frame, limit=MAX_FRAMES))))
+
+
+def stack_of_call(call: object) -> str:
+    """Where a coroutine waits now, as in `stack_of`; empty for what is no coroutine, or has ended."""
+    lines: list[traceback.FrameSummary] = []
+    for _ in range(_MAX_AWAITS):
+        frame = getattr(call, "cr_frame", None) or getattr(call, "gi_frame", None) or getattr(call, "ag_frame", None)
+        if frame is None:
+            break
+        lines.append(traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+        call = getattr(call, "cr_await", None) or getattr(call, "gi_yieldfrom", None) or getattr(call, "ag_await", None)
+    return _innermost(_clean("".join(traceback.format_list(lines[-MAX_FRAMES:]))))
 
 
 def attempt_record(

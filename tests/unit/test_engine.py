@@ -46,6 +46,7 @@ async def engine(hooks):
         command_timeout=1.0,
         worker_loop=lambda _: None,
         on_quarantine=lambda _: None,
+        on_unheeded=lambda _: None,
     )
 
 

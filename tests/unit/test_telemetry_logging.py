@@ -30,6 +30,7 @@ EVENTS = [
     events.EnqueueFailed("payments", "BrokerUnavailableError"),
     events.PoolExhausted(INFO, 0.1),
     events.ThreadAbandoned(INFO, "pool-1", 601.0, 'File "tasks.py", line 3, in pay\n    read()'),
+    events.TaskAbandoned(INFO, "worker-0", 4.0, "timed_out", 'File "tasks.py", line 3, in pay\n    await read()'),
     events.LeaseLost("op-1"),
     events.Reclaimed(2, 1),
     events.WorkerTaskFailed("fetch", "KeyError: 1"),
