@@ -103,7 +103,8 @@ def test_a_script_is_called_by_its_digest(side):
     assert side.call("run", RELEASE) is True
     (command,) = side.client.sent
     sha = load_scripts()["release"].sha
-    assert command == ("EVALSHA", sha, 3, "q:leases", "q:delayed", "q:registry", "q:", b"1", 1, "released", 0)
+    keys = ("q:leases", "q:delayed", "q:registry", "q:none")
+    assert command == ("EVALSHA", sha, len(keys), *keys, "q:", b"1", 1, "released", 0, 0)
 
 
 def test_a_server_that_does_not_know_the_script_is_given_it(side):
