@@ -204,6 +204,7 @@ _FIXED: Final = {
     "registry:version": "string",
     "metrics": "hash",
     "depths": "hash",
+    "sizes": "hash",
     "workers": "zset",
     "wake": "zset",
     "wake:sync": "zset",

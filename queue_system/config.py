@@ -11,7 +11,7 @@ import redis
 
 from queue_system.broker.aio import AsyncBroker
 from queue_system.broker.clients import ClientFactory, SettingsClients, UrlClients, check_server
-from queue_system.broker.commands import Commands
+from queue_system.broker.commands import DEFAULT_MAX_FAILURE_BYTES, DEFAULT_MAX_FAILURES, Commands
 from queue_system.broker.grouping import CONNECTIONS
 from queue_system.broker.lanes import answer_memory
 from queue_system.broker.producing import AsyncProducer
@@ -57,6 +57,7 @@ class QueueConfig:
         queue_prefix: in front of every key. With a hash tag (``{queue}:``) all keys share one slot of a cluster.
         backup_ttl: seconds for which failures and system errors are kept, 7 days by default. It starts when an
             operation is given up: no live operation carries an expiry.
+            A queue that was empty and unused for so long is forgotten.
         logger: a standard or structlog logger; None for ``logging.getLogger("queue_system")``.
         connection_timeout: seconds for connecting and for each command, 5 by default.
         max_connection_retries: tries for a connection or an idempotent command, 3 by default, with backoff.
@@ -69,6 +70,9 @@ class QueueConfig:
         durability_timeout: seconds to wait for that, below `connection_timeout`; by default 1 second, or half of
             `connection_timeout` if that is less. Without a replica it always takes that long.
         max_operation_bytes: limit of an encoded operation, without its signature, 256 KiB by default.
+        max_failures: so many failures, and so many system errors, are kept, 100,000 by default; the oldest go first.
+        max_failure_bytes: limit of the bodies, errors and histories of both together, 512 MiB by default. What goes
+            because of these limits is counted as ``failures_evicted`` in the metrics hash.
         max_depth: limit of an entity's nesting, 100 by default.
         importable_modules: prefixes of modules that workers may import by name; None (default) for the
             application's own modules only, an empty list for none. Or an `imports.ImportPolicy`, which see.
@@ -101,6 +105,8 @@ class QueueConfig:
         durability_timeout: float | None = None,
         max_operation_bytes: int = DEFAULT_MAX_BYTES,
         max_depth: int = DEFAULT_MAX_DEPTH,
+        max_failures: int = DEFAULT_MAX_FAILURES,
+        max_failure_bytes: int = DEFAULT_MAX_FAILURE_BYTES,
         importable_modules: Sequence[str] | ImportPolicy | None = None,
         signing_keys: Sequence[str | SigningKey] = (),
         require_signature: bool = True,
@@ -122,6 +128,8 @@ class QueueConfig:
         self.durability_timeout = self._check_durability_timeout(durability_timeout)
         self.max_operation_bytes = check_count("max_operation_bytes", max_operation_bytes)
         self.max_depth = check_count("max_depth", max_depth)
+        self.max_failures = check_count("max_failures", max_failures)
+        self.max_failure_bytes = check_count("max_failure_bytes", max_failure_bytes)
         self.logger = get_logger(logger)
         self.clients = client_factory or _make_clients(redis_client, redis_url)
         self.registry = registry
@@ -273,7 +281,13 @@ class QueueConfig:
         """Build the keys and the calls of this prefix."""
         self.keys = Keys(self.queue_prefix)
         memory = answer_memory(self.max_connection_retries, self.connection_timeout)
-        self.commands = Commands(self.keys, answer_memory=memory)
+        self.commands = Commands(
+            self.keys,
+            answer_memory=memory,
+            retention=self.backup_ttl,
+            max_failures=self.max_failures,
+            max_failure_bytes=self.max_failure_bytes,
+        )
 
     def _check_durability_timeout(self, given: float | None) -> float:
         if given is None:

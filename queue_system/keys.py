@@ -69,6 +69,7 @@ class Keys:
         "registry_version",
         "ring_prefix",
         "sent_prefix",
+        "sizes",
         "system_errors",
         "wake",
         "wake_sync",
@@ -94,6 +95,7 @@ class Keys:
         self.registry_version = f"{prefix}registry:version"
         self.metrics = f"{prefix}metrics"
         self.depths = f"{prefix}depths"
+        self.sizes = f"{prefix}sizes"
         self.workers = f"{prefix}workers"
         self.wake = f"{prefix}wake"
         self.wake_sync = f"{prefix}wake:sync"

@@ -12,6 +12,7 @@ from pydantic import ByteSize, Field, ValidationError, ValidatorFunctionWrapHand
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from queue_system.broker.clients import check_url
+from queue_system.broker.commands import DEFAULT_MAX_FAILURE_BYTES, DEFAULT_MAX_FAILURES
 from queue_system.checks import MAX_SECONDS
 from queue_system.config import DEFAULT_REDIS_URL, QueueConfig
 from queue_system.errors import ConfigurationError
@@ -46,6 +47,8 @@ class Settings(BaseSettings):
         queue_prefix: in front of every key, ``queue:`` by default.
         connection_timeout: for connecting and for each command, 5 by default.
         backup_ttl: for which failures and system errors are kept, 7 days by default.
+        max_failures: so many failures, and so many system errors, are kept, 100,000 by default; the oldest go first.
+        max_failure_bytes: limit of what is kept of both together, also as ``100MiB``; 512 MiB by default.
         durability: ``primary`` (default) or ``wait``, as for `QueueConfig`.
         durability_replicas: as for `QueueConfig`, 1 by default.
         durability_timeout: as for `QueueConfig`; None for its default.
@@ -90,6 +93,8 @@ class Settings(BaseSettings):
     queue_prefix: str = "queue:"
     connection_timeout: _Seconds = 5.0
     backup_ttl: _Seconds = 7 * 86400.0
+    max_failures: _Count = DEFAULT_MAX_FAILURES
+    max_failure_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(DEFAULT_MAX_FAILURE_BYTES)
     durability: Literal["primary", "wait"] = "primary"
     durability_replicas: _Count = 1
     durability_timeout: _Seconds | None = None
@@ -146,6 +151,8 @@ class Settings(BaseSettings):
             "queue_prefix": self.queue_prefix,
             "connection_timeout": self.connection_timeout,
             "backup_ttl": self.backup_ttl,
+            "max_failures": self.max_failures,
+            "max_failure_bytes": int(self.max_failure_bytes),
             "durability": self.durability,
             "durability_replicas": self.durability_replicas,
             "durability_timeout": self.durability_timeout,
@@ -171,7 +178,7 @@ class Settings(BaseSettings):
     def _prefix(cls, value: str) -> str:
         return Keys(value).prefix
 
-    @field_validator("max_memory", mode="wrap")
+    @field_validator("max_memory", "max_failure_bytes", mode="wrap")
     @classmethod
     def _size(cls, value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
         try:

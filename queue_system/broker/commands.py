@@ -45,6 +45,9 @@ from queue_system.keys import Keys, dedup_digest
 _QUEUED: Final = Accepted.QUEUED
 _ONE_QUEUED: Final = [b"q"]
 
+DEFAULT_MAX_FAILURES: Final = 100_000
+DEFAULT_MAX_FAILURE_BYTES: Final = 512 * 1024 * 1024
+
 _RING_STAYS = 5.0  # seconds; longer than a blocking read
 
 
@@ -54,12 +57,25 @@ class Commands:
     Args:
         keys: of that prefix.
         answer_memory: for which Redis keeps the answer of an enqueue, in case it is sent again.
+        retention: for which what was given up counts; 0 for as long as it is there.
+        max_failures: so many failures, and so many system errors, are kept.
+        max_failure_bytes: of both together.
     """
 
-    def __init__(self, keys: Keys, *, answer_memory: float = LEAST_MEMORY) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        *,
+        answer_memory: float = LEAST_MEMORY,
+        retention: float = 0.0,
+        max_failures: int = DEFAULT_MAX_FAILURES,
+        max_failure_bytes: int = DEFAULT_MAX_FAILURE_BYTES,
+    ) -> None:
         self.keys = keys
         self.lanes = LanePool(keys.sent_prefix)
         self._answer_memory = _ms(answer_memory)
+        self._retention = _ms(retention)
+        self._most_kept = max_failures, max_failure_bytes
         self._enqueue_keys = (
             keys.registry,
             keys.registry_version,
@@ -281,6 +297,7 @@ class Commands:
                 _ms(retention),
                 *_callback_args(callback),
                 int(again),
+                *self._most_kept,
             ],
             bool,
         )
@@ -331,6 +348,7 @@ class Commands:
                 _ms(retention),
                 REAP_LIMIT,
                 -1 if good_for is None else _ms(good_for),
+                *self._most_kept,
             ],
             lambda reply: Reaped(int(reply[0]), bool(reply[1]), replies.deliveries(reply[2], (), 0.0)),
             idempotent=False,
@@ -400,7 +418,7 @@ class Commands:
                 keys.metrics,
                 keys.workers,
             ),
-            [keys.prefix, _ms(alive_within)],
+            [keys.prefix, _ms(alive_within), self._retention],
             replies.status,
         )
 

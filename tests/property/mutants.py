@@ -86,7 +86,8 @@ MUTANTS: Final = (
             "if length == 1 then list_ready(prefix, queue, kind, us or now_us()) end", ""),
     _mutant("what comes alone is not in the index", "enqueue_one", "if put == 1 then", "if false then"),
     _mutant("what comes alone is on the other side of the index", "enqueue_one",
-            "kind == 's' and prefix .. 'ready:sync' or prefix .. 'ready'", "prefix .. 'ready'"),
+            "redis.pcall('ZADD', kind == 's' and prefix .. 'ready:sync' or prefix .. 'ready',",
+            "redis.pcall('ZADD', prefix .. 'ready',"),
     _mutant("what comes alone has another priority", "enqueue_one", "first == 'h' and 0 or first == 'n'",
             "first == 'n'"),
     _mutant("what comes together is not in the index", "enqueue", "if put == #ready then", "if put == 1 then"),
@@ -152,8 +153,7 @@ MUTANTS: Final = (
     # What is purged
     _mutant("purge is not counted", "purge", "count(ARGV[1], 'discarded', discarded.o)\n", ""),
     _mutant("purge takes other queues too", "purge_delayed", " and h[4] == ARGV[2]", ""),
-    _mutant("purge of failures does not check", "purge_failures",
-            "    if h[1] == state then\n", "    if true then\n"),
+    _mutant("what is dropped is not checked", COMMON, "  if h[1] == state then\n", "  if true then\n"),
     # What is counted by queue
     _mutant("what is to come is not counted", "enqueue",
             "if #scheduled > 0 then depth(prefix, 'd', queue, #scheduled / 2) end", ""),

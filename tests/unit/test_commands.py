@@ -23,7 +23,8 @@ from queue_system.broker.scripts import load_scripts
 from queue_system.errors import BrokerReplyError, BrokerUnavailableError, QueueError
 from queue_system.keys import Keys, dedup_digest
 
-C = Commands(Keys("q:"))
+KEPT = (7, 1024)
+C = Commands(Keys("q:"), retention=5.0, max_failures=KEPT[0], max_failure_bytes=KEPT[1])
 CALLBACK = Callback("cb-1", "__callbacks__", "high", b"{}")
 CALLBACK_ARGS = ["cb-1", "high:__callbacks__", b"{}"]
 RETRY = {
@@ -85,17 +86,17 @@ CALLS = {
     ),
     "fail": (
         C.fail("1", 3, system_error=False, **FAIL),
-        [b"1", 3, "failed", 1, "failed", b"e", b"r", 60000, *CALLBACK_ARGS, 1],
+        [b"1", 3, "failed", 1, "failed", b"e", b"r", 60000, *CALLBACK_ARGS, 1, *KEPT],
     ),
     "fail, system error": (
         C.fail("1", 3, system_error=True, **FAIL | {"attempted": False, "callback": None, "again": False}),
-        [b"1", 3, "system_error", 0, "failed", b"e", b"r", 60000, "", "", "", 0],
+        [b"1", 3, "system_error", 0, "failed", b"e", b"r", 60000, "", "", "", 0, *KEPT],
     ),
     "release": (C.release("1", 3, delay=2.5, reason="why"), [b"1", 3, "why", 2500, 0]),
     "release, called before": (C.release("1", 3, first_called=2.0), [b"1", 3, "released", 0, 2000]),
     "reap": (
         C.reap(max_crashes=3, interval=2, lease=10, retention=60),
-        [3, 2000, 10000, 60000, REAP_LIMIT],
+        [3, 2000, 10000, 60000, REAP_LIMIT, -1, *KEPT],
     ),
     "requeue_failure": (C.requeue_failure("1"), [b"1", "failed"]),
     "requeue_failure, system error": (C.requeue_failure("1", system_errors=True), [b"1", "system_error"]),
@@ -106,7 +107,7 @@ CALLS = {
     "purge_failures, oldest system error": (C.purge_oldest_failures(system_errors=True), [500]),
     "failures": (C.failures(offset=5, limit=10), [5, 10]),
     "failures, system error": (C.failures(operation_id="1", system_errors=True), [0, 50, b"1"]),
-    "status": (C.status(), [30000]),
+    "status": (C.status(), [30000, 5000]),
     "depth": (C.depth(), []),
     "learn": (C.learn("mail", "high", "s"), ["high:mail", "s"]),
     "audit_counts": (C.audit_counts(), [60000]),

@@ -24,6 +24,7 @@ def test_every_key_has_its_documented_name():
         "system_errors": "queue:system_errors",
         "registry": "queue:registry",
         "registry_version": "queue:registry:version",
+        "sizes": "queue:sizes",
         "ready_index": "queue:ready",
         "ready_index_sync": "queue:ready:sync",
         "metrics": "queue:metrics",

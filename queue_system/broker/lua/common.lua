@@ -184,6 +184,45 @@ local function count(prefix, field, n)
   add(prefix .. 'metrics', field, n)
 end
 
+-- What was given up and is kept has its size (bytes) in the hash `sizes`, and their sum in the depths.
+local function note_size(prefix, id, size)
+  redis.pcall('HSET', prefix .. 'sizes', id, size)
+  add(prefix .. 'depths', 'bytes', size)
+end
+
+local function forget_size(prefix, id)
+  local size = tonumber(redis.pcall('HGET', prefix .. 'sizes', id) or 0) or 0
+  redis.pcall('HDEL', prefix .. 'sizes', id)
+  add(prefix .. 'depths', 'bytes', -size)
+end
+
+-- Deletes an entry of what was given up, unless its id is that of a new operation by now: past its retention the hash is
+-- gone before the entry. Returns whether there was such an entry.
+local function drop_given_up(prefix, entries, state, id)
+  if redis.call('ZREM', entries, id) == 0 then return false end
+  forget_size(prefix, id)
+  local h = redis.pcall('HMGET', op_key(prefix, id), 'st', 'q')
+  if h[1] == state then
+    redis.call('DEL', op_key(prefix, id))
+    if state == 'failed' and h[2] then depth(prefix, 'f', h[2], -1) end
+  end
+  return true
+end
+
+-- Deletes the oldest entries, at most `limit`, while there are more than so many, or all that is kept is larger. The
+-- newest stays in any case.
+local function keep_within(prefix, entries, state, most, most_bytes, limit)
+  local evicted, kept = 0, redis.pcall('ZCARD', entries)
+  if type(kept) ~= 'number' then return end
+  while evicted < limit and kept > 1 do
+    local bytes = tonumber(redis.pcall('HGET', prefix .. 'depths', 'bytes') or 0) or 0
+    if kept <= most and bytes <= most_bytes then break end
+    drop_given_up(prefix, entries, state, redis.call('ZRANGE', entries, 0, 0)[1])
+    kept, evicted = kept - 1, evicted + 1
+  end
+  count(prefix, 'failures_evicted', evicted)
+end
+
 -- A comma-separated list of counters, each increased by one.
 local function count_all(prefix, fields)
   for field in string.gmatch(fields, '[^,]+') do count(prefix, field, 1) end

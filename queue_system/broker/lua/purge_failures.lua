@@ -7,15 +7,6 @@ local state = string.sub(KEYS[1], -8) == 'failures' and 'failed' or 'system_erro
 if ARGV[2] ~= '0' then ids = redis.call('ZRANGE', KEYS[1], 0, ARGV[2] - 1) end
 local deleted = 0
 for _, id in ipairs(ids) do
-  if redis.call('ZREM', KEYS[1], id) == 1 then
-    local key = op_key(ARGV[1], id)
-    -- Past its retention the hash is gone before the entry, and the id may be that of a new operation.
-    local h = fields_of(key, 'st', 'q')
-    if h[1] == state then
-      redis.call('DEL', key)
-      if state == 'failed' and h[2] then depth(ARGV[1], 'f', h[2], -1) end
-    end
-    deleted = deleted + 1
-  end
+  if drop_given_up(ARGV[1], KEYS[1], state, id) then deleted = deleted + 1 end
 end
 return deleted

@@ -3,6 +3,7 @@
 --       10 registry:version  11 ready  12 ready:sync  13 none
 -- ARGV  1 prefix  2 crashes after which an operation is quarantined  3 interval between reapings (ms)
 --       4 lease (ms)  5 retention (ms)  6 at most how many  7 since when (ms) no call of the caller's failed; -1 never
+--       8 most failures, and system errors, that are kept  9 most bytes of both
 -- Reply {returned to their queue, in grace 0|1, quarantined operations as 12 values each, like claim with index 0}
 -- A quarantined operation is leased to the caller, which gives it up like any other failure.
 -- After an outage (no reaping for 3 intervals, or for a lease if that is shorter) nothing is taken back for one lease:
@@ -82,13 +83,9 @@ count(prefix, 'clock_corrected', corrected)
 local function trim(entries, state)
   -- One that is no sorted set has nothing to drop: there is no id in an error.
   for _, id in ipairs(redis.pcall('ZRANGEBYSCORE', entries, '-inf', now - retention, 'LIMIT', 0, limit)) do
-    redis.call('ZREM', entries, id)
-    local h = redis.pcall('HMGET', op_key(prefix, id), 'st', 'q')
-    if h[1] == state then
-      redis.call('DEL', op_key(prefix, id))
-      if state == 'failed' and h[2] then depth(prefix, 'f', h[2], -1) end
-    end
+    drop_given_up(prefix, entries, state, id)
   end
+  keep_within(prefix, entries, state, tonumber(ARGV[8]), tonumber(ARGV[9]), limit)
 end
 trim(KEYS[5], 'failed')
 trim(KEYS[6], 'system_error')

@@ -9,6 +9,7 @@ local h = redis.call('HMGET', key, 'st', 'q', 'k', 'b', 'dk', 'dw')
 if h[1] ~= ARGV[3] or not is_queue(h[2]) or not h[4] then return 0 end
 redis.call('LLEN', prefix .. h[2])  -- raises when it is no list, while nothing has been written
 redis.call('ZREM', KEYS[1], id)
+forget_size(prefix, id)
 redis.call('PERSIST', key)
 redis.call('HDEL', key, 'at', 'cr', 'al', 'ex', 'fa', 'fl', 'err')
 redis.call('HSET', key, 'st', 'ready', 'rd', now_ms())
