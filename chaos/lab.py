@@ -23,6 +23,7 @@ import redis
 
 from chaos import processors
 from chaos.ledger import Ledger
+from chaos.liveness import LIMIT, Checker, Sign, Worker, read_sign
 from chaos.proxy import Proxy
 from queue_system import QueueConfig, QueueManager
 from queue_system.embedded import EmbeddedServer
@@ -60,6 +61,8 @@ class WorkerProcess:
 
     def __init__(self, settings: dict[str, Any], output: Path) -> None:
         self.output = output
+        self.health = output.with_suffix(".health")
+        settings = settings | {"health": str(self.health)}
         command = [sys.executable, "-m", "chaos.worker", json.dumps(settings)]
         with output.open("wb") as sink:
             # Nothing is ever written to its input: it is a lifeline, whose end tells that the suite was killed.
@@ -81,6 +84,10 @@ class WorkerProcess:
     def ready(self) -> bool:
         """Whether it has said so."""
         return "ready\n" in self.text()
+
+    def sign(self) -> Sign | None:
+        """What it says of itself; None when it says nothing, or has ended."""
+        return read_sign(self.health, self.health.stem) if self.alive else None
 
     def text(self) -> str:
         """What it has printed."""
@@ -136,6 +143,8 @@ class Lab:
         worker: options of every `QueueWorker`, over the lab's (``lease=2``, ``max_crashes=1000``).
         config: options of every `QueueConfig`, over the lab's (``done_ttl=3600``: so the check can ask Redis what
             became of each id).
+        liveness: seconds within which a worker must claim what is ready, or say that it is not alive. That is checked
+            as long as the lab lasts; a standstill is a `LabError` at its end.
     """
 
     def __init__(
@@ -146,12 +155,16 @@ class Lab:
         prefix: str = PREFIX,
         worker: dict[str, Any] | None = None,
         config: dict[str, Any] | None = None,
+        liveness: float = LIMIT,
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="queue-system-chaos-"))
         self.server = EmbeddedServer(path=self.directory / "redis", persistence=persistence, extra=extra)
         self.ledger = Ledger(self.directory / "ledger")
         self.keys = Keys(prefix)
         self.workers: list[WorkerProcess] = []
+        self.watched: list[Worker] = []
+        """Those whose liveness is checked."""
+        self._liveness = Checker(self._reader, self.keys, lambda: list(self.watched), liveness)
         self.accepted: list[str] = []
         self._worker_options = {"lease": LEASE, "max_crashes": 1000, **(worker or {})}
         self._config_options = {"queue_prefix": prefix, "done_ttl": 3600.0, **(config or {})}
@@ -162,11 +175,25 @@ class Lab:
             undo.callback(shutil.rmtree, self.directory, ignore_errors=True)
             undo.enter_context(self.server)
             undo.callback(self._end_workers)
+            self._liveness.start()
             self._undo = undo.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        problems = self._liveness.stop()
         self._undo.close()
+        if problems and kind is None:
+            raise LabError("; ".join(problems))
+
+    def _reader(self, timeout: float) -> redis.Redis:
+        return redis.Redis(
+            host="127.0.0.1",
+            port=self.server.port,
+            decode_responses=True,
+            encoding_errors="replace",
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+        )
 
     @property
     def redis(self) -> redis.Redis:
@@ -218,6 +245,7 @@ class Lab:
         }
         worker = WorkerProcess(settings, self.directory / f"worker-{len(self.workers)}.txt")
         self.workers.append(worker)
+        self.watched.append(worker)
         return worker
 
     def start_workers(self, count: int, url: str | None = None, **options: Any) -> list[WorkerProcess]:

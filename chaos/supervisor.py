@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,14 +14,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final, Self
 
 from chaos.lab import LEASE, ROOT, Lab
+from chaos.liveness import Sign
 from chaos.processors import LEDGER_VARIABLE
 
 _POLL_SECONDS: Final = 0.02
 _END_SECONDS: Final = 40.0
+_FIGURE: Final = re.compile(r"^queue_system_((?:worker_tasks|thread_pool)_?\w*)(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 _ADDRESS: Final = re.compile(r"metrics on (http://\S+)/metrics")
 
 
@@ -53,6 +57,8 @@ class Supervisor:
         self._environment = os.environ | {LEDGER_VARIABLE: str(lab.ledger.path), "PYTHONUNBUFFERED": "1"}
         self._ending = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
+        lab.watched.append(self)
+        self._name = name
         self._thread = threading.Thread(target=self._supervise, name=f"supervisor-{name}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -90,6 +96,21 @@ class Supervisor:
             return error.code, error.read().decode()
         except OSError:
             return 0, ""
+
+    def sign(self) -> Sign | None:
+        """What its newest process says of itself; None while there is none that answers."""
+        alive, metrics = self.probe("/livez"), self.probe("/metrics")
+        if not alive[0] or metrics[0] != HTTPStatus.OK:
+            return None
+        figures = {name: float(value) for name, value in _FIGURE.findall(metrics[1])}
+        slots = (
+            round(figures["worker_tasks"] - figures["worker_tasks_busy"]),
+            round(figures["thread_pool_size"] - figures["thread_pool_active"]),
+        )
+        text = self.probe("/readyz")[1]
+        checks = json.loads(text)["checks"] if text else {}
+        excused = checks.get("redis") != "ok" or checks.get("state") != "ok"
+        return Sign(self._name, alive[0] == HTTPStatus.OK, excused, slots)
 
     def _supervise(self) -> None:
         with self.output.open("ab") as sink:

@@ -16,9 +16,11 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 from chaos import processors
+from chaos.liveness import say
 from queue_system import QueueConfig, QueueWorker
 from queue_system.events import AttemptFinished, Event, LeaseLost, OutcomeApplied, Reclaimed, WorkerTaskFailed
 from queue_system.hooks import Hooks
@@ -58,7 +60,11 @@ async def main(settings: dict[str, Any]) -> None:
     register(settings.get("register", {}))
     options = {"telemetry": None, "importable_modules": ["chaos.processors"], **settings["config"]}
     config = QueueConfig(redis_url=settings["redis_url"], listeners=[Listener()], **options)
-    await work_until_terminated(QueueWorker(config, **settings["worker"]))
+    worker = QueueWorker(config, **settings["worker"])
+    if "health" in settings:
+        says = threading.Thread(target=say, args=(worker, Path(settings["health"])), name="chaos-health", daemon=True)
+        says.start()
+    await work_until_terminated(worker)
     print("stopped", flush=True)
 
 
