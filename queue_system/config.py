@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 import redis
 
 from queue_system.broker.aio import AsyncBroker
-from queue_system.broker.clients import ClientFactory, SettingsClients, UrlClients, check_server
+from queue_system.broker.clients import ClientFactory, SettingsClients, UrlClients, check_prefix, check_server
 from queue_system.broker.commands import DEFAULT_MAX_FAILURE_BYTES, DEFAULT_MAX_FAILURES, Commands
 from queue_system.broker.grouping import CONNECTIONS
 from queue_system.broker.lanes import answer_memory
@@ -332,6 +332,7 @@ class QueueConfig:
         except CLIENT_ERRORS as error:
             raise translate(error, self.clients.address) from error
         check_server(broker.server_version(), self.clients.address)
+        check_prefix(self.queue_prefix, self.clients.address, is_cluster=broker.is_cluster)
         self._broker = broker
         self._redis = client  # last: whoever finds it finds the broker, too
         return client

@@ -61,7 +61,7 @@ class EagerFuture(asyncio.Future[T], Generic[T]):
         for fn, context in waiting:
             try:
                 fn(self) if context is None else context.run(fn, self)
-            except Exception as error:  # noqa: BLE001  as the event loop does it: nobody else is to suffer from it
+            except BaseException as error:  # noqa: BLE001  as the event loop does it: nobody else is to suffer from it
                 loop.call_exception_handler({"message": f"Exception in callback {fn!r}", "exception": error})
 
     def _hand_over(self) -> None:

@@ -16,6 +16,8 @@ from queue_system.broker.resend import (
     INFO,
     Resend,
     command_of,
+    is_cluster,
+    is_unknown_command,
     read,
     refusal,
     unsettled,
@@ -52,6 +54,8 @@ class AsyncBroker:
         )
         self._address = address
         self._tries = tries
+        self.is_cluster = False
+        """Whether the server is a node of a Redis Cluster, as far as `server_version` has found out."""
         self._scripts = load_scripts() if scripts is None else scripts
         self._loaded: set[str] = set()
 
@@ -142,14 +146,19 @@ class AsyncBroker:
         return outcomes
 
     async def server_version(self) -> str:
-        """``redis_version`` of INFO, or an empty string where the user may not ask."""
+        """``redis_version`` of INFO, or an empty string where nobody may ask. Notes `is_cluster`."""
         try:
             if isinstance(self._exchange, PipelinedExchange):
-                return version_in(await self._client.info("server"))
-            return version_in((await self._exchange((INFO,)))[0])
+                reply = await self._client.info("server")
+            else:
+                reply = (await self._exchange((INFO,)))[0]
+            self.is_cluster = is_cluster(reply)
+            return version_in(reply)
         except NoPermissionError:
             return ""
         except CLIENT_ERRORS as error:
+            if is_unknown_command(error):
+                return ""
             raise translate(error, self._address) from error
 
     async def close(self) -> None:

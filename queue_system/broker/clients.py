@@ -19,6 +19,7 @@ from redis.retry import Retry
 
 from queue_system.errors import ConfigurationError, UnsupportedServerError
 
+_HASH_TAG: Final = re.compile(r"^[^{]*\{[^}]+\}")  # as Redis finds it: from the first brace to the one that closes it
 MINIMUM_VERSION: Final = (6, 2)
 SCHEMES: Final = ("redis", "rediss", "valkey", "valkeys", "unix", "embedded")
 _REAL_SCHEMES: Final = {"valkey": "redis", "valkeys": "rediss"}  # as redis-py knows them
@@ -276,6 +277,18 @@ def check_server(version: str, address: str) -> None:
         return
     if found < MINIMUM_VERSION:
         raise UnsupportedServerError(f"Redis at {address} is version {version}: 6.2 or newer (or Valkey) is needed")
+
+
+def check_prefix(prefix: str, address: str, *, is_cluster: bool) -> None:
+    """Raise `ConfigurationError` when the keys of a prefix would be spread over a Redis Cluster.
+
+    A script must find all its keys in one slot: without a hash tag every claim would be refused.
+    """
+    if is_cluster and not _HASH_TAG.search(prefix):
+        raise ConfigurationError(
+            f"Redis at {address} is a cluster, and the keys of queue_prefix={prefix!r} would be spread over it:"
+            f" put a hash tag into the prefix, such as queue_prefix='{{{prefix.strip(':{}') or 'queue'}}}:'"
+        )
 
 
 def _options(timeout: float, *, tcp: bool) -> dict[str, Any]:

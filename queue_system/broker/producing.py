@@ -8,7 +8,7 @@ import copy
 from typing import Final
 
 from queue_system.broker.aio import AsyncBroker
-from queue_system.broker.clients import check_server
+from queue_system.broker.clients import check_prefix, check_server
 from queue_system.broker.commands import Commands
 from queue_system.broker.grouping import EnqueueGroups
 from queue_system.broker.messages import Call
@@ -50,6 +50,7 @@ class AsyncProducer:
         self.checked = False
         """Whether the server is new enough."""
         self._address = address
+        self._prefix = commands.keys.prefix
         self._tries = tries
         self._checking: asyncio.Task[None] | None = None
 
@@ -84,4 +85,5 @@ class AsyncProducer:
     @retry_with_backoff(attempts=lambda self: self._tries, retry_if=worth_retrying)
     async def _check(self) -> None:
         check_server(await self.broker.server_version(), self._address)
+        check_prefix(self._prefix, self._address, is_cluster=self.broker.is_cluster)
         self.checked = True

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from queue_system.broker.messages import Call, Meanwhile, nothing
 from queue_system.broker.scripts import Script
@@ -50,6 +50,20 @@ def version_in(reply: Any) -> str:
         return str(reply.get("redis_version", ""))
     found = _VERSION.search(reply)
     return "" if found is None else found[1].decode("ascii", "replace")
+
+
+def is_cluster(reply: Any) -> bool:
+    """Whether the reply to `INFO` is that of a node of a Redis Cluster."""
+    if isinstance(reply, dict):
+        return reply.get("redis_mode") == "cluster"
+    return isinstance(reply, bytes) and b"redis_mode:cluster" in reply
+
+
+def is_unknown_command(error: Exception) -> bool:
+    """Whether the server does not have the command, as where it was renamed."""
+    return isinstance(error, ResponseError) and str(error).lower().startswith(
+        ("unknown command", "err unknown command")
+    )
 
 
 def command_of(call: Call[Any], scripts: Mapping[str, Script], *, by_source: bool = False) -> tuple[Any, ...]:

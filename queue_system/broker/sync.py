@@ -14,6 +14,8 @@ from queue_system.broker.resend import (
     INFO,
     Resend,
     command_of,
+    is_cluster,
+    is_unknown_command,
     read,
     refusal,
     unsettled,
@@ -42,6 +44,8 @@ class SyncBroker:
         self._exchange: Exchange = exchange_of(client)
         self._address = address
         self._tries = tries
+        self.is_cluster = False
+        """Whether the server is a node of a Redis Cluster, as far as `server_version` has found out."""
         self._scripts = load_scripts() if scripts is None else scripts
 
     def run(self, call: Call[T]) -> T:
@@ -61,14 +65,19 @@ class SyncBroker:
         return [read(call, reply, self._address) for call, reply in zip(calls, replies, strict=True)]
 
     def server_version(self) -> str:
-        """``redis_version`` of INFO, or an empty string where the user may not ask."""
+        """``redis_version`` of INFO, or an empty string where nobody may ask. Notes `is_cluster`."""
         try:
             if isinstance(self._exchange, PipelinedExchange):
-                return version_in(self._client.info("server"))
-            return version_in(self._exchange((INFO,))[0])
+                reply = self._client.info("server")
+            else:
+                reply = self._exchange((INFO,))[0]
+            self.is_cluster = is_cluster(reply)
+            return version_in(reply)
         except NoPermissionError:
             return ""
         except CLIENT_ERRORS as error:
+            if is_unknown_command(error):
+                return ""
             raise translate(error, self._address) from error
 
     def close(self) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -314,23 +315,41 @@ class Engine:
             leave_hung: do not wait for operations whose thread is abandoned, nor for those that have no thread.
         """
         self._stopping, self._leaves_hung = True, leave_hung
-        await self.fetcher.stop_claiming()
-        self._give_back_waiting()
-        await self._wait_until_drained(grace)
+        with self._told():
+            await self.fetcher.stop_claiming()
+        with self._told():
+            self._give_back_waiting()
+            await self._wait_until_drained(grace)
         self._leaves_hung = False  # from here on each of them is brought to its end
-        self._give_back_waiting()
-        await self._cancel_running()
-        await self.fetcher.flush(CANCEL_GRACE)
+        with self._told():
+            self._give_back_waiting()
+            await self._cancel_running()
+        with self._told():
+            await self.fetcher.flush(CANCEL_GRACE)
         self.ending = True
-        await asyncio.gather(*(loop.stop() for loop in (*self.worker_loops, *self._service_loops)))
-        await self._let_go()
-        await self.fetcher.flush(CANCEL_GRACE)
+        with self._told():
+            await asyncio.gather(*(loop.stop() for loop in (*self.worker_loops, *self._service_loops)))
+        with self._told():
+            await self._let_go()
+        with self._told():
+            await self.fetcher.flush(CANCEL_GRACE)
         await asyncio.gather(*self._teaching, return_exceptions=True)
-        await asyncio.to_thread(self.leases.stop)
-        self.pool.shutdown()
-        self.callback_pool.shutdown()
-        await self._waiter.close()
-        await self._broker.close()
+        with self._told():
+            await asyncio.to_thread(self.leases.stop)
+        for pool in (self.pool, self.callback_pool):
+            with self._told():
+                pool.shutdown()
+        for broker in (self._waiter, self._broker):
+            with self._told():
+                await broker.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """A part of the stop: when it fails, that is told, and the next one follows."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  no lease, thread or connection must outlive what another one does
+            self._loop_failed("stop", error)
 
     def learn(self, item: Operation, claim: Claim, *, is_async: bool) -> None:
         """The function's kind is known now: let the registry know it, where its queue was said to hold another.

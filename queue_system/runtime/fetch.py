@@ -22,6 +22,7 @@ from queue_system.errors import BrokerUnavailableError, QueueError
 from queue_system.events import (
     BrokerCall,
     BrokerError,
+    WorkerTaskFailed,
 )
 from queue_system.hooks import Hooks
 from queue_system.keys import PRIORITIES
@@ -257,8 +258,14 @@ class Fetcher:
         # A turn that goes on holds outcomes, too: cut off, they would be sent again, and come back as stale.
         while (len(self._outbox) or self._turns) and time.monotonic() < deadline:
             try:
-                await (self.turn() if len(self._outbox) else self._end_of_a_turn())
-            except BrokerUnavailableError:
+                if len(self._outbox):
+                    await self.turn()
+                else:
+                    async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                        await self._end_of_a_turn()
+            except Exception as error:  # noqa: BLE001  whatever it is: what waits may be written the next time
+                if not isinstance(error, TimeoutError | BrokerUnavailableError):
+                    self._hooks.on_event(WorkerTaskFailed("flush", f"{type(error).__name__}: {error}"))
                 await asyncio.sleep(0.1)
 
     async def _end_of_a_turn(self) -> None:

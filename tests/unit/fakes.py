@@ -50,6 +50,7 @@ class AsyncFakeBroker(FakeBroker):
 
     version = "7.0.15"
     keeps_order = True
+    is_cluster = False
 
     async def close(self) -> None:
         self.closed = True

@@ -11,6 +11,7 @@ from queue_system.broker import aio as aio_module
 from queue_system.broker.aio import AsyncBroker
 from queue_system.broker.commands import Commands
 from queue_system.broker.messages import Accepted, NewOperation
+from queue_system.broker.resend import is_cluster, is_unknown_command
 from queue_system.broker.scripts import load_scripts
 from queue_system.broker.sync import SyncBroker
 from queue_system.errors import BrokerReplyError, BrokerUnavailableError
@@ -372,3 +373,30 @@ def test_a_reply_that_cannot_be_read_is_an_error_of_its_own(monkeypatch):
     assert isinstance(results[0], BrokerReplyError)
     assert results[1] is True
     assert len(trips) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (rex.ResponseError("unknown command 'INFO', with args beginning with: 'server'"), True),
+        (rex.ResponseError("ERR unknown command `INFO`"), True),
+        (rex.ResponseError("WRONGTYPE"), False),
+        (ConnectionError("unknown command"), False),
+    ],
+)
+def test_a_command_that_was_renamed_away_is_known_by_its_error(error, expected):
+    assert is_unknown_command(error) is expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ({"redis_mode": "cluster"}, True),
+        ({"redis_mode": "standalone"}, False),
+        ({}, False),
+        (b"redis_version:7.0\r\nredis_mode:cluster\r\n", True),
+        (b"redis_version:7.0\r\nredis_mode:standalone\r\n", False),
+    ],
+)
+def test_the_server_says_whether_it_is_part_of_a_cluster(reply, expected):
+    assert is_cluster(reply) is expected

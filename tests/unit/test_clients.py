@@ -6,7 +6,14 @@ import redis
 import redis.asyncio as aioredis
 
 from queue_system import ConfigurationError, QueueConfig, UnsupportedServerError
-from queue_system.broker.clients import SettingsClients, UrlClients, check_server, check_url, hide_password
+from queue_system.broker.clients import (
+    SettingsClients,
+    UrlClients,
+    check_prefix,
+    check_server,
+    check_url,
+    hide_password,
+)
 
 
 @pytest.mark.parametrize(
@@ -248,3 +255,15 @@ def test_new_enough_servers(version):
 def test_servers_that_are_too_old(version):
     with pytest.raises(UnsupportedServerError, match=rf"Redis at here is version {version}: 6\.2 or newer"):
         check_server(version, "here")
+
+
+@pytest.mark.parametrize("prefix", ["queue:", "{}queue:", "queue}{:", "a{:"])
+def test_keys_that_would_be_spread_over_a_cluster_are_refused(prefix):
+    check_prefix(prefix, "here", is_cluster=False)
+    with pytest.raises(ConfigurationError, match=r"Redis at here is a cluster.*such as queue_prefix='\{"):
+        check_prefix(prefix, "here", is_cluster=True)
+
+
+@pytest.mark.parametrize("prefix", ["{queue}:", "shop:{mail}:", "{{a}"])
+def test_a_prefix_with_a_hash_tag_is_good_for_a_cluster(prefix):
+    check_prefix(prefix, "here", is_cluster=True)

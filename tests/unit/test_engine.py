@@ -4,7 +4,7 @@ import pytest
 from fakes import AsyncFakeBroker, FakeBroker, Recorder
 
 from queue_system.broker.commands import Commands
-from queue_system.events import LeaseLost, OperationInfo
+from queue_system.events import LeaseLost, OperationInfo, WorkerTaskFailed
 from queue_system.keys import Keys
 from queue_system.outcome import Success
 from queue_system.runtime.engine import Engine, EngineSettings
@@ -72,3 +72,37 @@ async def test_nor_has_one_whose_outcome_was_written_while_the_renewal_came_back
     engine.outbox.settle(engine.outbox.take(), [True])
     engine._lease_lost("a", 1)  # from the lease thread, a moment too late
     assert hooks.of(LeaseLost) == []
+
+
+async def test_what_fails_in_a_stop_is_told_and_the_rest_follows(engine, hooks, monkeypatch):
+    async def fail(*_):
+        raise LookupError("ours")
+
+    stopped = []
+    monkeypatch.setattr(engine.fetcher, "stop_claiming", fail)
+    monkeypatch.setattr(engine.fetcher, "flush", fail)
+    monkeypatch.setattr(engine.leases, "stop", lambda: stopped.append("leases"))
+    monkeypatch.setattr(engine.pool, "shutdown", lambda: stopped.append("pool"))
+    await engine.stop(1.0)
+    assert stopped == ["leases", "pool"]
+    # The brokers of these tests have nothing that could be awaited when they are closed.
+    told = [event for event in hooks.of(WorkerTaskFailed) if "ours" in event.reason]
+    assert told == [WorkerTaskFailed("stop", "LookupError: ours")] * 3
+    assert engine.ending
+
+
+async def test_the_lease_thread_and_the_tasks_are_part_of_what_must_run(engine):
+    checks = engine.health("running").alive_checks
+    assert checks["loops"] == "down: beat, fetch-0, fetch-1, wait, reap, progress, leases"
+    assert checks["tasks"] == "down: worker-0, worker-1, worker-2"
+    engine.ending = True
+    assert engine.health("draining").alive
+
+
+async def test_a_lesson_that_fails_is_told(engine, hooks):
+    async def fail(_):
+        raise SystemExit("no broker")
+
+    engine._broker.run = fail
+    await engine._teach(("mail", "high", "s"))
+    assert hooks.of(WorkerTaskFailed) == [WorkerTaskFailed("learn", "SystemExit: no broker")]

@@ -12,7 +12,7 @@ from fakes import Recorder
 from queue_system.broker.commands import Commands
 from queue_system.broker.messages import Call, Claimed
 from queue_system.errors import BrokerReplyError, BrokerUnavailableError
-from queue_system.events import BrokerError, OperationInfo
+from queue_system.events import BrokerError, OperationInfo, WorkerTaskFailed
 from queue_system.hooks import NO_HOOKS
 from queue_system.keys import Keys
 from queue_system.outcome import Success
@@ -373,3 +373,23 @@ async def test_an_error_of_ours_in_a_turn_is_on_record(rig):
     rig.broker.fail(LookupError("ours"))
     await settle()
     assert rig.fetcher.record.refusal == "LookupError: ours"
+
+
+async def test_a_flush_ends_in_time_whatever_hinders_it(rig):
+    rig.slots = Slots(0, 0)
+    rig.put("a")
+    turn = asyncio.create_task(rig.fetcher.turn())
+    await settle()
+    async with asyncio.timeout(10):
+        await rig.fetcher.flush(0.05)  # the turn does not end
+    rig.broker.fail(LookupError("ours"))
+    await asyncio.wait([turn])
+    rig.fetcher._hooks = hooks = Recorder()
+    flush = asyncio.create_task(rig.fetcher.flush(10.0))
+    await settle()
+    rig.broker.fail(LookupError("ours"))
+    await until(lambda: len(rig.broker.sent) == 3)
+    rig.broker.answer()
+    await flush
+    assert rig.settled == [("a", 1)]
+    assert hooks.of(WorkerTaskFailed) == [WorkerTaskFailed("flush", "LookupError: ours")]
