@@ -74,8 +74,8 @@ class QueueConfig:
         max_failure_bytes: limit of the bodies, errors and histories of both together, 512 MiB by default. What goes
             because of these limits is counted as ``failures_evicted`` in the metrics hash.
         max_depth: limit of an entity's nesting, 100 by default.
-        importable_modules: prefixes of modules that workers may import by name; None (default) for the
-            application's own modules only, an empty list for none. Or an `imports.ImportPolicy`, which see.
+        importable_modules: prefixes of modules that workers may import by name; None (default) for those of the
+            program that runs, an empty list for none. Or an `imports.ImportPolicy`, which see.
         signing_keys: ``ID:SECRET`` each; none by default. Bodies are signed with the first, and each of them verifies:
             workers run nothing that was not signed for its id and queue. See docs/security.md for the roll-out.
         require_signature: False lets workers with keys take unsigned bodies, too, while signing is rolled out.
@@ -184,18 +184,24 @@ class QueueConfig:
         if known is None or known.function is not callback:
             self.callbacks.register(callback, name=reference.name, module=reference.module)
 
-    def find_processor(self, name: str, module: str | None) -> Processor | None:
+    def find_processor(self, name: str, module: str | None, *, imports: bool = True) -> Processor | None:
         """The registered processor of that name, or one that the import policy allows; None when unknown.
+
+        Args:
+            name: of the function.
+            module: of the function.
+            imports: whether its module may be imported, which may take any time.
 
         Raises:
             ImportRefusedError: the policy refuses this name.
+            ImportNeededError: its module would have to be imported first, and `imports` is false.
         """
-        return self._resolver.resolve(name, module)
+        return self._resolver.resolve(name, module, imports=imports)
 
-    def find_callback(self, name: str, module: str | None) -> Processor | None:
+    def find_callback(self, name: str, module: str | None, *, imports: bool = True) -> Processor | None:
         """The same for callbacks. A registered processor may serve as callback, too."""
         return self.callbacks.find(name, module) or self._resolver.registered(name, module) or (
-            self._callback_resolver.resolve(name, module)
+            self._callback_resolver.resolve(name, module, imports=imports)
         )  # fmt: skip
 
     def update_metric(self, metric_name: str, value: Any = 1, force_log: bool = False) -> None:

@@ -173,7 +173,7 @@ class Reclaimed(Event, frozen=True):
 
 
 class WorkerTaskFailed(Event, frozen=True):
-    """A loop of the worker raised and was started again; or a step of it raised, which ended an attempt."""
+    """A loop of the worker raised and was started again; or a step of it ended an attempt; or an import hangs."""
 
     task: str
     reason: str

@@ -12,7 +12,6 @@ import importlib
 import inspect
 import itertools
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -20,13 +19,12 @@ from types import ModuleType
 from typing import Any, Final, NamedTuple, TypeGuard
 
 from queue_system.errors import ConfigurationError, ImportRefusedError
+from queue_system.import_scope import ImportScope, is_below, why_not_by_name
 
 MAIN_MODULES: Final = ("__main__", "__mp_main__")
 """The main program's module, and the name it has in a child process started by `multiprocessing`."""
 
 _MAX_NAME_LENGTH: Final = 500
-_VENDOR_DIRECTORIES: Final = frozenset({"site-packages", "dist-packages", "__pypackages__", ".eggs"})
-_LIBRARY_SCHEMES: Final = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
 _HOW_TO_ALLOW: Final = "register the function in the worker, or name its module in importable_modules"
 _INNER_SCOPES: Final = (
     ast.FunctionDef,
@@ -43,10 +41,16 @@ _INNER_SCOPES: Final = (
 class ImportPolicy:
     """Decides whether a function may be imported by its name, and imports it.
 
-    By default (None) only modules of the application itself may be imported: Python source files under the directory
-    of the main program or the working directory, both as they are when the policy is made. Never the standard library
-    or a module that has the name of one of its modules, never what was installed (site-packages, also when the virtual
-    environment lies under the working directory), never this package. The file system's root counts as the main
+    By default (None) only modules of the program that runs here may be imported, as Python source files:
+
+    - those of the packages of `also`, wherever they live: the modules that a worker was started with;
+    - those in and below the directory of the main program;
+    - those below the working directory whose package, or which themselves, the program has loaded.
+
+    Never the standard library or a module that has the name of one of its modules, never what was installed
+    (site-packages, virtual environments), never this package, and never what is not written to be run by a worker:
+    ``tests``, ``conftest``, ``setup``, ``scripts``, ``migrations``, ``build``, ``dist``, ``node_modules``, wherever in
+    a name or path. Both directories are as they are when the policy is made. The file system's root counts as the main
     program's directory only, since services are often started in it.
 
     A list names modules with all that is below them: ``["app.tasks"]`` allows ``app.tasks`` and ``app.tasks.mail``,
@@ -54,19 +58,18 @@ class ImportPolicy:
 
     Args:
         importable_modules: None, or the names of the modules that may be imported.
-        also: the names of modules that may be imported as well, wherever they live.
+        also: the names of modules that may be imported as well, wherever they live and whatever they are called.
 
     Raises:
         ConfigurationError: `importable_modules` or `also` is not a sequence of dotted module names.
     """
 
-    __slots__ = ("_also", "_libraries", "_roots", "importable_modules")
+    __slots__ = ("_also", "_scope", "importable_modules")
 
     def __init__(self, importable_modules: Sequence[str] | None = None, *, also: Sequence[str] = ()) -> None:
         self.importable_modules = None if importable_modules is None else _check_modules(importable_modules)
         self._also = _check_modules(also)
-        self._roots = _application_roots()
-        self._libraries = _library_directories()
+        self._scope = ImportScope(self._also)
 
     def load(self, module: str, name: str) -> Callable[..., Any] | None:
         """Return the function `name` that `module` defines; import the module if it has to be.
@@ -106,32 +109,22 @@ class ImportPolicy:
         self._check_module_name(module)
 
     def _check_module_name(self, module: str) -> None:
-        if _is_below(module, self._also):
+        if is_below(module, self._also):
             return
         if self.importable_modules is None:
-            if module.partition(".")[0] in _standard_library():
-                raise _refusal(module, "it has the name of a module of the standard library")
-        elif not _is_below(module, self.importable_modules):
+            if problem := why_not_by_name(module):
+                raise _refusal(module, f"{problem}; {_HOW_TO_ALLOW}")
+        elif not is_below(module, self.importable_modules):
             raise _refusal(module, f"it is not below importable_modules; {_HOW_TO_ALLOW}")
 
     def _check_file(self, module: str, file: str | None) -> None:
         """Refuse a module whose file is not the application's own. A list of modules allows any file."""
-        if self.importable_modules is not None or _is_below(module, self._also):
+        if self.importable_modules is not None or is_below(module, self._also):
             return
         if file is None or not file.endswith(".py"):
             raise _refusal(module, f"it has no Python source file; {_HOW_TO_ALLOW}")
-        path = Path(file)
-        if any(parent.is_file() for parent in path.parents):  # a pex, say, which brings its libraries along
-            raise _refusal(module, f"it is in an archive; {_HOW_TO_ALLOW}")
-        # A symbolic link must be innocent at both ends.
-        if self._is_library(path.absolute()) or self._is_library(path.resolve()):
-            raise _refusal(module, f"it is an installed library, not the application's own; {_HOW_TO_ALLOW}")
-        if not any(path.resolve().is_relative_to(root) for root in self._roots):
-            raise _refusal(module, f"it is outside of the application's directories; {_HOW_TO_ALLOW}")
-
-    def _is_library(self, path: Path) -> bool:
-        in_vendor_directory = any(part.lower() in _VENDOR_DIRECTORIES for part in path.parts)
-        return in_vendor_directory or not self._libraries.isdisjoint(path.parents)
+        if problem := self._scope.why_not(module, Path(file)):
+            raise _refusal(module, f"{problem}; {_HOW_TO_ALLOW}")
 
     def _may_import(self, module: str, name: str) -> bool:
         """Whether the module's file is there and defines the function; looked up without running any code.
@@ -170,11 +163,6 @@ class ImportPolicy:
                 locations = spec.submodule_search_locations
             search = list(locations or ())  # empty below a module that is no package: nothing is found there
         return spec
-
-
-def _is_below(module: str, allowed: Sequence[str]) -> bool:
-    """Whether it is one of the allowed modules, or in one of these packages."""
-    return any(f"{module}.".startswith(f"{each}.") for each in allowed)
 
 
 def is_identifier_path(text: object) -> TypeGuard[str]:
@@ -222,35 +210,6 @@ def _check_modules(modules: object) -> tuple[str, ...]:
     return tuple(modules)
 
 
-def _application_roots() -> tuple[Path, ...]:
-    """The directory of the main program, and the working directory unless it is the root of the file system."""
-    roots = []
-    main_file = getattr(sys.modules.get("__main__"), "__file__", None)
-    if main_file is not None:
-        roots.append(Path(main_file).resolve().parent)
-    try:
-        working_directory = Path.cwd().resolve()
-    except FileNotFoundError:  # it was deleted
-        return tuple(roots)
-    if working_directory != working_directory.parent:
-        roots.append(working_directory)
-    return tuple(roots)
-
-
-@functools.cache
-def _standard_library() -> frozenset[str]:
-    return sys.stdlib_module_names | frozenset(sys.builtin_module_names)
-
-
-@functools.cache
-def _library_directories() -> frozenset[Path]:
-    """Where the standard library, installed packages and commands, and this package itself are."""
-    own = Path(__file__).parent
-    directories = [Path(sysconfig.get_path(scheme)) for scheme in _LIBRARY_SCHEMES]
-    directories += [own, own.parent / "telemetry"]
-    return frozenset(path for directory in directories for path in (directory.absolute(), directory.resolve()))
-
-
 def _is_main(module: str) -> bool:
     """Whether `module` is the main program under its importable name. Importing it would run it a second time."""
     return module not in sys.modules and module == importable_main_name()
@@ -274,8 +233,15 @@ def _import(module: str) -> ModuleType:
         return sys.modules["__main__"]
     try:
         return importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # a script without a main guard must not end the worker
-        raise ImportRefusedError(f"importing {module} failed: {type(error).__name__}: {error}") from error
+    except BaseException as error:  # whatever it raises, as a script without a main guard does, is its own
+        raise ImportRefusedError(f"importing {module} failed: {_in_words(error)}") from error
+
+
+def _in_words(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except BaseException:  # noqa: BLE001  its text is the module's own code
+        return type(error).__name__
 
 
 class _ModuleNames(NamedTuple):

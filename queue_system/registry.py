@@ -218,6 +218,10 @@ def processor(
     return register if function is None else register(function)
 
 
+class ImportNeededError(Exception):
+    """It is not known whether there is such a function before its module is imported, which was not to be done."""
+
+
 class Resolver:
     """Finds the function that an operation names: registered first, then what the import policy lets in."""
 
@@ -228,19 +232,30 @@ class Resolver:
         self._policy = policy
         self._imported: dict[tuple[str, str], Processor] = {}
 
-    def resolve(self, name: str, module: str | None = None) -> Processor | None:
+    def resolve(self, name: str, module: str | None = None, *, imports: bool = True) -> Processor | None:
         """Return the processor of that name. The first call for a name may import a module, and so block.
+
+        Args:
+            name: of the function.
+            module: of the function.
+            imports: whether a module may be imported.
 
         Returns:
             The processor; None when it is not there, as in an older worker during a rolling deploy.
 
         Raises:
             ImportRefusedError: it is not registered, and the import policy refuses it or importing it failed.
+            ImportNeededError: it is neither registered nor imported, and `imports` is false.
         """
         registered = self._registry.find(name, module)
         if registered is not None or module is None:
             return registered
-        return self._imported.get((module, name)) or self._import(name, module)
+        imported = self._imported.get((module, name))
+        if imported is None:
+            if not imports:
+                raise ImportNeededError
+            return self._import(name, module)
+        return imported
 
     def registered(self, name: str, module: str | None = None) -> Processor | None:
         """Return the processor if it is registered. Imports nothing."""

@@ -69,8 +69,8 @@ class Settings(BaseSettings):
         max_memory: bytes of its process at which a worker drains and ends, also as ``512MiB`` or ``2GB``; None for no
             limit.
         queues: names of the only queues to serve; None for all.
-        importable_modules: prefixes of modules that may be imported by name; None for the application's own only,
-            ``none`` for none. The modules given to a worker on its command line are allowed in any case.
+        importable_modules: prefixes of modules that may be imported by name; None for those of the program that
+            runs, ``none`` for none. The modules given to a worker on its command line are allowed in any case.
         log_format: ``console`` for people (the default), ``json`` for machines.
         log_level: the least level that is logged; ``info`` by default.
         metrics_port: of a worker's ``/metrics``, ``/livez`` and ``/readyz``; 0 for a free one, None (the default) for

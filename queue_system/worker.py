@@ -69,7 +69,7 @@ from queue_system.outcome import (
     total_timeout_exceeded,
 )
 from queue_system.reader import QueueReader
-from queue_system.registry import FunctionRef
+from queue_system.registry import FunctionRef, ImportNeededError, Processor
 from queue_system.runtime.attempts import Attempt
 from queue_system.runtime.calling import (
     AttemptAbandonedError,
@@ -80,6 +80,7 @@ from queue_system.runtime.calling import (
 )
 from queue_system.runtime.engine import LEASE_LOST, SHUTDOWN, Engine, EngineSettings
 from queue_system.runtime.health import STOPPED
+from queue_system.runtime.importing import IMPORT_TIMEOUT, Importer
 from queue_system.runtime.incident import describe_error, describe_refusal, stack_of, stack_of_call
 from queue_system.runtime.intake import Claim
 from queue_system.runtime.lease import STALL_LIMIT
@@ -118,6 +119,8 @@ class QueueWorker:
         max_operations: the worker drains and stops after so many operations (callbacks included); None for no limit.
         max_memory: and when the process takes so many bytes of memory; None for no limit. Both limits are drawn, for
             each worker, from their last 5 %, so that a fleet does not end at once.
+        import_timeout: seconds that importing a module which an operation names may take, in a thread of its own, 30 by
+            default. The operation then goes to the system errors, and nothing of that package is imported meanwhile.
 
     An async processor is awaited in one of the worker's tasks, which run one operation after the other. What it sets in
     its context (`contextvars`) is its own; what a library keeps for `asyncio.current_task()` is not.
@@ -150,6 +153,7 @@ class QueueWorker:
         max_abandoned: int | None = None,
         max_operations: int | None = None,
         max_memory: int | None = None,
+        import_timeout: float = IMPORT_TIMEOUT,
     ) -> None:
         self.config = config
         self.max_workers = check_count("max_workers", max_workers)
@@ -186,6 +190,8 @@ class QueueWorker:
         self._hooks = config.hooks
         self._holding: dict[int, Claim] = {}
         self._patient: set[str] = set()
+        self._import_timeout = check_seconds("import_timeout", import_timeout)
+        self._importer = Importer(self._import_timeout, self._import_hangs)
         self._awaits_returned = asyncio.Semaphore(thread_pool_size)
         self._guardian: asyncio.Task[None] | None = None
         self._own_end: asyncio.Task[None] | None = None
@@ -320,14 +326,19 @@ class QueueWorker:
             if not claim.handed_over:
                 self._engine.done(claim)
 
-    async def _handle_queue_item(self, worker_id: int, queue: bytes, item_data: bytes) -> bool:
+    async def _handle_queue_item(  # noqa: PLR0911  each is one of the ways that an item may go
+        self, worker_id: int, queue: bytes, item_data: bytes
+    ) -> bool:
         """Understand an item, find its processor, and dispatch it to the event loop or to the thread pool."""
         claim, redis = self._holding[worker_id], self._engine.outbox
         item: Operation | None = None
         attempt: Attempt | None = None
         try:
             item = self._decode(claim.delivery, queue, item_data)
-            function = self._function_for(item)
+            try:
+                function = self._function_for(item)
+            except ImportNeededError:
+                return self._import_first(item, claim)
             attempt = self._engine.attempts.open(item, claim, is_async=self._runs_on_loop(item, function))
             if function is None:
                 return self._finish(attempt, decide_unknown(item, _unknown(item)))
@@ -373,13 +384,51 @@ class QueueWorker:
         finally:
             attempts.close(attempt)
 
+    def _import_first(self, item: Operation, claim: Claim) -> bool:
+        """Import the module that an operation names, and do not wait for that here."""
+        attempt = self._engine.attempts.open(item, claim, is_async=not claim.sync)
+        claim.handed_over = attempt.on_loop = True
+        attempt.task = asyncio.get_running_loop().create_task(self._import_for(attempt, claim))
+        return True
+
+    async def _import_for(self, attempt: Attempt, claim: Claim) -> None:
+        """See to the import. After it, the operation starts anew; without its function, it has its outcome."""
+        item, attempts = attempt.item, self._engine.attempts
+        found = None
+        try:
+            found = await self._importer.run(item["processor_module"] or "", functools.partial(self._imported, item))
+            if found is None:
+                self._finish(attempt, decide_unknown(item, _unknown(item)))
+        except ImportRefusedError as error:
+            attempts.reject(claim, describe_refusal(error))
+        except asyncio.CancelledError:
+            if attempt.cancelled_for != LEASE_LOST:
+                attempts.release(claim, SHUTDOWN)
+        except BaseException as error:  # noqa: BLE001  a step of ours: without an outcome its lease would run out
+            self._fail_internally(claim, item, error)
+        finally:
+            attempts.close(attempt)
+            if found is None:
+                self._engine.done(claim)
+            else:
+                self._engine.intake.requeue(claim)
+
+    def _imported(self, item: Operation) -> Processor | None:
+        """In a thread of its own: the function that an operation names."""
+        find = self.config.find_callback if item.get("kind") == KIND_CALLBACK else self.config.find_processor
+        return find(item["processor"], item["processor_module"])
+
+    def _import_hangs(self, module: str, stack: str) -> None:
+        reason = f"importing {module} has not ended within {self._import_timeout:g} s; its thread is in\n{stack}"
+        self._hooks.on_event(WorkerTaskFailed("import", reason))
+
     def _find_processor(self, processor_name: str, processor_module: str | None = None) -> Callable[..., Any] | None:
-        """The processor of that name: registered, or let in by the import policy. None when unknown here.
+        """The processor of that name: registered, or imported before. None when unknown here.
 
         Raises:
-            ImportRefusedError: the policy refuses it.
+            ImportNeededError: its module has to be imported first, if the import policy lets it in.
         """
-        found = self.config.find_processor(processor_name, processor_module)
+        found = self.config.find_processor(processor_name, processor_module, imports=False)
         return None if found is None else found.function
 
     def _calculate_effective_timeout(self, item: Operation) -> float:
@@ -694,7 +743,7 @@ class QueueWorker:
         name, module = item["processor"], item["processor_module"]
         if item.get("kind") != KIND_CALLBACK:
             return self._find_processor(name, module)
-        if self.config.find_callback(name, module) is None:
+        if self.config.find_callback(name, module, imports=False) is None:
             return None
         return functools.partial(self._execute_callback, name, module)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from queue_system import imports
+from queue_system import import_scope, imports
 from queue_system.errors import ConfigurationError, ImportRefusedError
 from queue_system.imports import ImportPolicy, importable_main_name
 
@@ -20,7 +20,7 @@ MARK = "import sys; sys.was_run = getattr(sys, 'was_run', []) + [__name__]\n"
 
 
 class App:
-    """An application in a directory of its own that is on sys.path and is the working directory."""
+    """An application whose main program is in a directory of its own, on sys.path, which is the working directory."""
 
     def __init__(self, root):
         self.root = root
@@ -43,11 +43,19 @@ def app(tmp_path, monkeypatch):
     root.mkdir()
     monkeypatch.chdir(root)
     monkeypatch.syspath_prepend(root)
+    set_main(monkeypatch, root / "main.py")
     before = set(sys.modules)
     yield App(root)
     for name in set(sys.modules) - before:
         del sys.modules[name]
     vars(sys).pop("was_run", None)
+
+
+def set_main(monkeypatch, file):
+    """From now on the main program is that file; None for one without a file."""
+    main = types.ModuleType("__main__")
+    main.__file__ = None if file is None else str(file)
+    monkeypatch.setitem(sys.modules, "__main__", main)
 
 
 def refused(policy, module, name, match=None):
@@ -337,7 +345,7 @@ def test_the_directories_of_the_standard_library_and_of_commands_are_refused(app
     stdlib = sysconfig.get_path("stdlib")
     monkeypatch.chdir(Path(stdlib).parent)
     refused(ImportPolicy(), "test.support", "requires")  # the name is in no list of the standard library's
-    monkeypatch.setattr(imports, "_library_directories", lambda: frozenset({app.root / "bin"}))
+    monkeypatch.setattr(import_scope, "_library_directories", lambda: frozenset({app.root / "bin"}))
     app.write("bin/jp.py", "def main(): pass\n")
     monkeypatch.syspath_prepend(app.root / "bin")
     monkeypatch.chdir(app.root)
@@ -372,13 +380,15 @@ def test_archives_are_the_operators_choice(app, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "failure", ["raise ValueError('no database')", "import sys; sys.exit(3)", "import no_such_thing"]
-)
+    "failure",
+    ["raise ValueError('no database')", "import sys; sys.exit(3)", "import no_such_thing", "raise KeyboardInterrupt",
+     "class Panic(BaseException):\n    def __str__(self): raise SystemExit\nraise Panic"],
+)  # fmt: skip
 def test_a_module_that_fails_is_refused_with_the_cause(app, failure):
     app.write("tasks.py", f"{failure}\ndef run(entity): pass\n")
     with pytest.raises(ImportRefusedError, match="importing tasks failed") as caught:
         ImportPolicy().load("tasks", "run")
-    assert isinstance(caught.value.__cause__, ValueError | SystemExit | ImportError)
+    assert caught.value.__cause__ is not None
     assert "tasks" not in sys.modules
 
 
@@ -450,12 +460,94 @@ def test_the_directory_of_the_main_program_is_the_applications(app, main_program
     assert ImportPolicy().load("tasks", "run") is not None
 
 
-def test_the_working_directory_counts_unless_it_is_the_root(app, monkeypatch):
+def test_below_the_working_directory_is_what_the_program_has_loaded(app, monkeypatch, tmp_path):
+    set_main(monkeypatch, tmp_path / "bin/service")
     app.write("tasks.py", "def run(entity): pass\n")
-    inside = ImportPolicy()
+    app.write("app/__init__.py")
+    app.write("app/tasks.py", "def run(entity): pass\n")
+    policy = ImportPolicy()
+    refused(policy, "tasks", "run", "outside of the application")
+    refused(policy, "app.tasks", "run", "outside of the application")
+    importlib.import_module("app")
+    assert policy.load("app.tasks", "run") is not None
+    importlib.import_module("tasks")
+    assert policy.load("tasks", "run") is not None
     monkeypatch.chdir("/")
-    refused(ImportPolicy(), "tasks", "run", "outside of the application")
-    assert inside.load("tasks", "run") is not None  # a policy keeps the directories it was made with
+    with pytest.raises(ImportRefusedError, match="outside of the application"):
+        ImportPolicy().load("tasks", "run")
+    assert policy.load("tasks", "run") is not None  # a policy keeps the directories it was made with
+
+
+@pytest.mark.parametrize("part", ["tests", "conftest", "setup", "scripts", "migrations", "build", "dist",
+                                  "node_modules", "Tests", "test_it"])  # fmt: skip
+def test_what_is_not_for_workers_is_refused_unless_it_is_listed(app, monkeypatch, part):
+    app.write(f"{part}.py", "def run(entity): pass\n", mark=False)
+    app.write(f"app/{part}/deep/tasks.py", "def run(entity): pass\n", mark=False)
+    monkeypatch.delitem(sys.modules, part, raising=False)  # pytest's own conftest
+    for module in (part, f"app.{part}.deep.tasks"):
+        refused(ImportPolicy(), module, "run", f"a module {part!r} is not imported unless it is listed; register")
+        assert ImportPolicy([module]).load(module, "run") is not None
+        with pytest.raises(ImportRefusedError, match="not imported unless it is listed"):  # now that it is loaded
+            ImportPolicy().load(module, "run")
+    assert ImportPolicy(also=[part]).load(part, "run") is not None
+
+
+def test_names_that_only_look_like_it(app):
+    for name in ("testing", "setups", "rebuild"):
+        app.write(f"{name}.py", "def run(entity): pass\n")
+        assert ImportPolicy().load(name, "run") is not None
+
+
+def test_directories_that_are_not_for_workers(app, monkeypatch):
+    app.write("scripts/drop_database.py", "def run(entity): pass\n")
+    monkeypatch.syspath_prepend(app.root / "scripts")
+    refused(ImportPolicy(), "drop_database", "run", "a directory 'scripts' is not imported unless it is listed")
+    set_main(monkeypatch, app.root / "scripts/worker.py")
+    refused(ImportPolicy(), "drop_database", "run", "outside of the application")
+    assert ImportPolicy(["drop_database"]).load("drop_database", "run") is not None
+
+
+@pytest.mark.parametrize("mark", ["pyvenv.cfg", "conda-meta/history"])
+def test_virtual_environments_are_refused_whatever_they_are_called(app, mark):
+    app.write(f"env3/{mark}", mark=False)
+    app.write("env3/bin/activate_this.py", "def run(entity): pass\n")
+    refused(ImportPolicy(), "env3.bin.activate_this", "run", "installed library")
+
+
+def test_the_packages_of_the_modules_that_a_worker_was_started_with(app, tmp_path, monkeypatch):
+    set_main(monkeypatch, tmp_path / "bin/queue-system")
+    monkeypatch.chdir("/")
+    vendor = App(tmp_path / "site-packages")
+    monkeypatch.syspath_prepend(vendor.root)
+    vendor.write("shop/__init__.py")
+    vendor.write("spaced/shop/tasks.py", "def run(entity): pass\n")
+    vendor.write("spaced/other/tasks.py", "def run(entity): pass\n")
+    for module in ("shop.tasks", "shop.callbacks", "shop.scripts.fix", "shopping"):
+        vendor.write(f"{module.replace('.', '/')}.py", "def run(entity): pass\n")
+    policy = ImportPolicy(also=["shop.tasks"])
+    refused(policy, "shopping", "run", "installed library")
+    refused(policy, "shop.scripts.fix", "run", "not imported unless it is listed")
+    assert policy.load("shop.tasks", "run") is not None
+    assert policy.load("shop.callbacks", "run") is not None
+    with pytest.raises(ImportRefusedError):
+        ImportPolicy([], also=["shop.tasks"]).load("shop.callbacks", "run")  # a list is all there is
+    importlib.import_module("spaced.shop.tasks")
+    spaced = ImportPolicy(also=["spaced.shop.tasks"])
+    assert spaced.load("spaced.shop.tasks", "run") is not None
+    with pytest.raises(ImportRefusedError, match="installed library"):  # a namespace is shared with others
+        spaced.load("spaced.other.tasks", "run")
+
+
+def test_a_module_without_a_package_brings_no_others(app, monkeypatch, tmp_path):
+    set_main(monkeypatch, tmp_path / "bin/queue-system")
+    app.write("tasks.py", "def run(entity): pass\n")
+    app.write("other.py", "def run(entity): pass\n")
+    policy = ImportPolicy(also=["tasks", "queue_system.demo.jobs"])
+    assert policy.load("tasks", "run") is not None
+    with pytest.raises(ImportRefusedError, match="outside of the application"):
+        policy.load("other", "run")
+    with pytest.raises(ImportRefusedError, match="installed library"):
+        policy.load("queue_system.imports", "importable_main_name")
 
 
 def test_a_working_directory_that_is_gone(app, monkeypatch):

@@ -12,6 +12,7 @@ from queue_system.errors import ConfigurationError, ImportRefusedError, Unresolv
 from queue_system.imports import ImportPolicy
 from queue_system.registry import (
     FunctionRef,
+    ImportNeededError,
     Registry,
     Resolver,
     default_registry,
@@ -517,8 +518,13 @@ def test_what_the_import_registers_has_its_defaults(tmp_path, monkeypatch, proce
     )
     importlib.invalidate_caches()
     try:
-        resolver = Resolver(process_registry, ImportPolicy())
+        resolver = Resolver(process_registry, ImportPolicy(also=["registering_tasks"]))
+        for name in ("other", "run"):
+            with pytest.raises(ImportNeededError):
+                resolver.resolve(name, "registering_tasks", imports=False)
+        assert "registering_tasks" not in sys.modules
         assert resolver.resolve("other", "registering_tasks").queue == "slow"
         assert resolver.resolve("run", "registering_tasks").queue == "mail"
+        assert resolver.resolve("run", "registering_tasks", imports=False).queue == "mail"
     finally:
         sys.modules.pop("registering_tasks", None)
