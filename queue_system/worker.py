@@ -21,11 +21,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from typing import Any, Final, Self
 
 from queue_system.broker.messages import Delivery
 from queue_system.checks import check_count, check_names, check_seconds
 from queue_system.config import QueueConfig
+from queue_system.context import OperationContext
 from queue_system.errors import (
     BrokerUnavailableError,
     CircuitOpenError,
@@ -92,6 +94,8 @@ from queue_system.utils import circuit_breaker, retry_with_backoff, with_timeout
 
 DEFAULT_LEASE: Final = 10.0
 DEFAULT_GRACE: Final = 30.0
+
+_callback_context: ContextVar[Callable[[], OperationContext] | None] = ContextVar("queue_system_callback", default=None)
 
 
 class QueueWorker:
@@ -348,6 +352,8 @@ class QueueWorker:
         except NewerSchemaError as error:
             return self._put_back_newer(claim, error)
         except (DecodeError, ImportRefusedError) as error:
+            if item is not None:  # it was understood, so its callback is known
+                self._engine.attempts.reject(claim, describe_refusal(error), item=item)
             operation_id = claim.delivery.operation_id
             return await self._handle_processing_exception(
                 error, None, None, operation_id, worker_id, queue, redis, item_data
@@ -528,9 +534,18 @@ class QueueWorker:
             return False
         return await self._decide(self._engine.attempts.of(item), ERROR, describe_error(exception), redis)
 
-    @retry_with_backoff(max_attempts=2, base_delay=0.05)  # for a blip; what lasts has the callback's own schedule
+    async def _call_callback(
+        self, name: str, module: str | None, data: dict[str, Any], context: Callable[[], OperationContext]
+    ) -> Any:
+        _callback_context.set(context)  # within the context of this call alone
+        return await self._execute_callback(name, module, data)
+
+    # Only for want of a thread, when it was not called: an attempt calls it once, as its record says.
+    @retry_with_backoff(max_attempts=2, base_delay=0.05, exceptions=(ThreadPoolExhaustedError,))
     async def _execute_callback(self, callback_name: str, callback_module: str | None, data: dict[str, Any]) -> Any:
         """Call a callback with its data: an async one here, a sync one in a thread of its own small pool.
+
+        One that takes ``(data, context)`` is given its context, as a processor is.
 
         Raises:
             UnresolvableFunctionError: no function of that name is known here.
@@ -539,9 +554,11 @@ class QueueWorker:
         callback = self.config.find_callback(callback_name, callback_module)
         if callback is None:
             raise UnresolvableFunctionError(f"no callback {FunctionRef(callback_name, callback_module)} is known here")
+        context = _callback_context.get() if callback.takes_context else None
+        arguments = (data,) if context is None else (data, context())
         if callback.is_async:
-            return await callback.function(data)
-        return await self._engine.callback_pool.submit(functools.partial(callback.function, data), patient=True)
+            return await callback.function(*arguments)
+        return await self._engine.callback_pool.submit(functools.partial(callback.function, *arguments), patient=True)
 
     async def _dispatch(self, attempt: Attempt, function: Callable[..., Any], queue: bytes, worker_id: int) -> bool:
         """Run an async operation here, hand a sync one to the pool."""
@@ -745,7 +762,7 @@ class QueueWorker:
             return self._find_processor(name, module)
         if self.config.find_callback(name, module, imports=False) is None:
             return None
-        return functools.partial(self._execute_callback, name, module)
+        return functools.partial(self._call_callback, name, module)
 
     @staticmethod
     def _runs_on_loop(item: Operation, function: Callable[..., Any] | None) -> bool:

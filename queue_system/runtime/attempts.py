@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from queue_system.broker.messages import Callback
 from queue_system.errors import ConfigurationError, DecodeError
 from queue_system.events import (
     AttemptFinished,
@@ -247,22 +248,34 @@ class Attempts:
         if not claim.settled:
             self._settle_raw(claim, Requeue(delay, reason))
 
-    def reject(self, claim: Claim, error: ErrorInfo, reason: str = "") -> None:
+    def reject(self, claim: Claim, error: ErrorInfo, reason: str = "", *, item: Operation | None = None) -> None:
         """Send a claim that could not even be understood to the system errors; Redis still has its raw bytes.
 
-        The reason is the error's class, unless one is given.
+        The reason is the error's class, unless one is given. With its `item`, if it could be read after all, its
+        `on_failure` is called.
         """
         if not claim.settled:
-            self._settle_raw(claim, Reject(reason or error.type, error))
+            outcome = Reject(reason or error.type, error)
+            self._settle_raw(claim, outcome, None if item is None else self._callback(item, outcome, {}))
 
-    def _settle_raw(self, claim: Claim, outcome: Requeue | Reject) -> None:
+    def _callback(self, item: Operation, outcome: Outcome, headers: dict[str, str]) -> Callback | None:
+        return callback_for(
+            item,
+            outcome,
+            headers or item.get("headers", {}),  # without an attempt's span it belongs to the producer's
+            max_bytes=self._max_bytes,
+            max_depth=self._max_depth,
+            signer=self._signer,
+        )
+
+    def _settle_raw(self, claim: Claim, outcome: Requeue | Reject, callback: Callback | None = None) -> None:
         delivery = claim.delivery
         priority, _, queue = delivery.ready_key.rpartition(":")
         info = OperationInfo(
             delivery.operation_id, queue, priority.rpartition(":")[2], "unknown", KIND_OPERATION,
             is_async=not claim.sync, attempt=delivery.attempts + 1, headers={},
         )  # fmt: skip
-        self._outbox.put(Settlement(claim.key, outcome, info))
+        self._outbox.put(Settlement(claim.key, outcome, info, callback=callback))
         claim.settled = True
         self._on_outcome()
 
@@ -291,14 +304,7 @@ class Attempts:
             attempt.info,
             record=self._record(attempt, outcome, ended, headers),
             trace=headers.get("traceparent", ""),
-            callback=callback_for(
-                attempt.item,
-                outcome,
-                headers or attempt.info.headers,  # without an attempt's span it belongs to the producer's
-                max_bytes=self._max_bytes,
-                max_depth=self._max_depth,
-                signer=self._signer,
-            ),
+            callback=self._callback(attempt.item, outcome, headers),
             age=age,
             first_called=attempt.item.get("first_attempt_time", 0.0),
         )

@@ -21,7 +21,7 @@ from queue_system.operation import (
     encode_result,
     nesting_exceeds,
 )
-from queue_system.outcome import Failure, Outcome, Success
+from queue_system.outcome import Failure, Outcome, Reject, Success
 from queue_system.signing import UNSIGNED, Signer
 
 TOO_LARGE: Final = "<left out: larger than the limit of an operation>"
@@ -55,8 +55,8 @@ def callback_for(
     }
     if isinstance(outcome, Success):
         data["result"] = msgspec.Raw(encode_result(outcome.result))
-    elif isinstance(outcome, Failure):
-        data["attempts"] -= not outcome.attempted
+    elif isinstance(outcome, Failure | Reject):
+        data["attempts"] -= isinstance(outcome, Reject) or not outcome.attempted
         data["reason"] = outcome.reason
         data["error"] = {"type": outcome.error.type, "message": outcome.error.message}
     made = _build(item, target, data, headers, max_bytes, max_depth)
@@ -66,7 +66,7 @@ def callback_for(
 def _target(item: Operation, outcome: Outcome) -> tuple[str, str | None] | None:
     if isinstance(outcome, Success):
         return item.get("on_success")
-    return item.get("on_failure") if isinstance(outcome, Failure) else None
+    return item.get("on_failure") if isinstance(outcome, Failure | Reject) else None
 
 
 def _build(

@@ -55,12 +55,18 @@ class AttemptTimeoutError(Exception):
 def call_processor(function: Callable[..., Any], attempt: Attempt, deadline: float | None, logger: Any) -> Any:
     """Call it with ``(entity)``, or with ``(entity, context)`` when it takes that."""
     item = attempt.item
-    if attempt.info.kind == KIND_CALLBACK or not _takes_context(function):
+    if attempt.info.kind == KIND_CALLBACK:  # a step of the worker, which calls the callback
+        return function(item["entity"], functools.partial(_context_of, attempt, deadline, logger))
+    if not _takes_context(function):
         return function(item["entity"])
-    operation_id, number, queue = item["operation_id"], attempt.number, item["queue"]
+    return function(item["entity"], _context_of(attempt, deadline, logger))
+
+
+def _context_of(attempt: Attempt, deadline: float | None, logger: Any) -> OperationContext:
+    item, number = attempt.item, attempt.number
+    operation_id, queue = item["operation_id"], item["queue"]
     bound = logger.bind(operation_id=operation_id, attempt=number, queue=queue)
-    context = OperationContext(operation_id, number, deadline, queue, item["priority"], bound)
-    return function(item["entity"], context)
+    return OperationContext(operation_id, number, deadline, queue, item["priority"], bound)
 
 
 def call_in_thread(function: Callable[..., Any], attempt: Attempt, logger: Any) -> Any:

@@ -63,7 +63,7 @@ def test_it_is_an_operation_of_its_own(outcome, target):
     [Retry(1, "error", ERR), Requeue(), Reject("DecodeError", ERR), Success(), Failure("error", ERR, "error")],
 )
 def test_none_is_made_that_nobody_asked_for(outcome):
-    asked = isinstance(outcome, Success | Failure)
+    asked = isinstance(outcome, Success | Failure | Reject)
     assert (callback(outcome) is not None) is asked
     assert callback(outcome, item()) is None
 
