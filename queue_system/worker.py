@@ -406,7 +406,7 @@ class QueueWorker:
             if found is None:
                 self._finish(attempt, decide_unknown(item, _unknown(item)))
         except ImportRefusedError as error:
-            attempts.reject(claim, describe_refusal(error))
+            attempts.reject(claim, describe_refusal(error), item=item)
         except asyncio.CancelledError:
             if attempt.cancelled_for != LEASE_LOST:
                 attempts.release(claim, SHUTDOWN)
