@@ -65,7 +65,8 @@ class QueueManager(OperationFactory):
                 queue already is not accepted again.
             retry_config: when and how often to try again; by default 5 attempts with exponential backoff.
             on_success: called with ``{"operation_id", "queue", "priority", "processor", "entity", "attempts",
-                "result"}``, where `result` is what the processor returned.
+                "result"}``, where `result` is what the processor returned. A value in it that has no JSON form is given
+                as ``{"__unserializable__": "module.Type"}``.
             on_failure: called with the same, and ``"reason"`` and ``"error"`` (type, message) instead of `result`,
                 when the operation is given up.
             timeout: seconds for one attempt of an async processor; by default the worker's `work_timeout`. A sync

@@ -15,6 +15,7 @@ from typing import Any, Final, NotRequired, TypedDict
 
 import msgspec
 
+from queue_system.conversion import collision_in
 from queue_system.errors import DecodeError, EntityTooLargeError, InvalidOperationError, SerializationError
 
 WIRE_VERSION: Final = 1
@@ -23,6 +24,13 @@ DEFAULT_MAX_DEPTH: Final = 100
 
 KIND_OPERATION: Final = "operation"
 KIND_CALLBACK: Final = "callback"
+
+
+UNSERIALIZABLE: Final = "__unserializable__"
+"""The key of what stands in a callback's data for a value without a JSON form; its value is the type's name."""
+
+_MAX_REASON: Final = 300
+_ONLY_ASKED_OF_KEYS: Final = (bool, type(None), tuple, frozenset, dict)  # as values, the encoder knows them
 
 
 class Operation(TypedDict):
@@ -168,15 +176,27 @@ def encode_entity(
         raise EntityTooLargeError(f"the entity is nested deeper than max_depth={max_depth}: flatten it")
     if b"null" in encoded:  # msgspec writes NaN and infinity as null: a silent change of the caller's data
         _refuse_non_finite(msgspec.to_builtins(entity, enc_hook=default or _default, str_keys=True))
+    hook = default or _default
+    sorting = _sorting_encoder if default is None else msgspec.json.Encoder(enc_hook=default, order="sorted")
+    if (found := collision_in(entity, encoded, hook, sorting, "entity")) is not None:
+        raise SerializationError(f"{found.path} cannot be serialised: {found.reason}: use texts as keys", found.path)
     return encoded
 
 
 def encode_result(value: object) -> bytes:
-    """The JSON of a processor's result for its callback; what has no JSON form becomes its ``repr``."""
+    """The JSON of a processor's result for its callback. Raises nothing: a result must not cost the success.
+
+    A value without a JSON form becomes ``{"__unserializable__": "module.Type"}``, where it is. A result that cannot be
+    converted for another reason, such as a dict with the keys ``1`` and ``"1"``, becomes that as a whole, with a
+    ``"reason"``. NaN and infinity become null.
+    """
     try:
-        return msgspec.json.encode(value, enc_hook=_lenient_default)
-    except BaseException as error:  # noqa: BLE001  a processor that returned must not fail for what it returned
-        return _encoder.encode(f"<{type(value).__name__} without a JSON form: {type(error).__name__}>")
+        encoded = _result_encoder.encode(value)
+        if (found := collision_in(value, encoded, _lenient_default, _sorting_result_encoder, "result")) is None:
+            return encoded
+        return _encoder.encode({**_unserializable(value), "reason": f"{found.path}: {found.reason}"})
+    except BaseException as error:  # noqa: BLE001  whatever its conversion raises, as model_dump() or repr() may
+        return _encoder.encode({**_unserializable(value), "reason": _reason(error)})
 
 
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
@@ -213,11 +233,32 @@ def _default(value: Any) -> Any:
 _entity_encoder = msgspec.json.Encoder(enc_hook=_default)
 
 
+_sorting_encoder = msgspec.json.Encoder(enc_hook=_default, order="sorted")
+
+
 def _lenient_default(value: Any) -> Any:
+    if isinstance(value, _ONLY_ASKED_OF_KEYS):
+        raise TypeError("it has a key without a JSON form")
     try:
         return _default(value)
     except BaseException:  # noqa: BLE001  its model_dump is the user's code
-        return repr(value)
+        return _unserializable(value)
+
+
+_result_encoder = msgspec.json.Encoder(enc_hook=_lenient_default)
+_sorting_result_encoder = msgspec.json.Encoder(enc_hook=_lenient_default, order="sorted")
+
+
+def _unserializable(value: object) -> dict[str, str]:
+    kind = type(value)
+    return {UNSERIALIZABLE: f"{kind.__module__}.{kind.__qualname__}"}
+
+
+def _reason(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"[:_MAX_REASON]
+    except BaseException:  # noqa: BLE001  its text is the user's code
+        return type(error).__name__
 
 
 def _find_unserializable(value: Any, default: Callable[[Any], Any] | None) -> tuple[str, str]:

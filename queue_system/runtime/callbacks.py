@@ -39,8 +39,9 @@ def callback_for(
     """The callback that an outcome asks for, if any, signed by `signer`.
 
     Its data is ``{"operation_id", "queue", "priority", "processor", "entity", "attempts"}`` with ``"result"`` after a
-    success, and ``"reason"`` and ``"error": {"type", "message"}`` after a failure. A result without a JSON form is
-    given as its ``repr``; one beyond the limits of an operation is left out, with a text that says so.
+    success, and ``"reason"`` and ``"error": {"type", "message"}`` after a failure. A value without a JSON form
+    is given as ``{"__unserializable__": "module.Type"}``. A result beyond the limits of an operation is left out, with
+    a text that says so.
     """
     target = _target(item, outcome)
     if target is None:
@@ -89,7 +90,7 @@ def _build(
         "headers": headers,
     }
     for less in _less_and_less(data):
-        encoded = encode_result(less)
+        encoded = msgspec.json.encode(less)
         if nesting_exceeds(encoded, max_depth):
             continue
         try:

@@ -2,6 +2,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import decimal
+import enum
 import json
 import pathlib
 import uuid
@@ -290,16 +291,133 @@ def test_nesting_counts_brackets_outside_of_strings(text, depth):
         (None, None),
         (float("inf"), None),
         ({1, 2}, [1, 2]),
-        (1j, "1j"),
-        ({"a": [1j]}, {"a": ["1j"]}),
+        ({1: "a", "2": "b"}, {"1": "a", "2": "b"}),
+        (1j, {"__unserializable__": "builtins.complex"}),
+        ({"a": [1j]}, {"a": [{"__unserializable__": "builtins.complex"}]}),
+        (Unprintable(), {"__unserializable__": "test_operation.Unprintable"}),
+        (Model(KeyError()), {"__unserializable__": "test_operation.Model"}),
         ({"p": pathlib.PurePosixPath("/a")}, {"p": "/a"}),
         (Model({"x": 1}), {"x": 1}),
     ],
 )
-def test_a_result_without_a_json_form_becomes_its_repr(value, form):
+def test_a_value_of_a_result_without_a_json_form_is_named(value, form):
     assert json.loads(encode_result(value)) == form
 
 
-@pytest.mark.parametrize("value", [Unprintable(), {"a": Unprintable()}, "\ud800", nested(10**5), Model(KeyError())])
-def test_no_result_fails_an_operation_that_has_succeeded(value):
-    assert isinstance(json.loads(encode_result(value)), str)
+@pytest.mark.parametrize(
+    ("value", "kind", "reason"),
+    [
+        ("\ud800", "builtins.str", "UnicodeEncodeError: "),
+        (nested(10**5), "builtins.dict", "RecursionError"),
+        ({True: 1}, "builtins.dict", "TypeError: it has a key without a JSON form"),
+        ({None: 1}, "builtins.dict", "TypeError: it has a key without a JSON form"),
+        ([{(1, 2): 1}], "builtins.list", "TypeError: it has a key without a JSON form"),
+        ({1j: 1}, "builtins.dict", "TypeError: it has a key without a JSON form"),
+        ({1: "a", "1": "b"}, "builtins.dict", "result: its keys 1 and '1' are the same in JSON, and one would be lost"),
+        ([{"a": {1.5: "a", "1.5": "b"}}], "builtins.list", "result[0]['a']: its keys 1.5 and '1.5' are the same"),
+        (Model({1: "a", "1": "b"}), "test_operation.Model", "result: its keys 1 and '1' are the same"),
+    ],
+)
+def test_no_result_fails_an_operation_that_has_succeeded(value, kind, reason):
+    marker = json.loads(encode_result(value))
+    assert marker.pop("reason").startswith(reason)
+    assert marker == {"__unserializable__": kind}
+
+
+class Hostile(BaseException):
+    def __str__(self):
+        raise SystemExit
+
+
+def test_whatever_a_conversion_raises_is_a_marker(monkeypatch):
+    class Exits:
+        def model_dump(self, mode):
+            raise SystemExit(3)
+
+    class Breaks(type):
+        @property
+        def __module__(cls):
+            raise Hostile
+
+    class Broken(metaclass=Breaks):
+        pass
+
+    assert json.loads(encode_result([Exits()]))[0]["__unserializable__"].endswith(".Exits")
+    assert json.loads(encode_result([Broken()]))["reason"] == "Hostile"
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@dataclasses.dataclass
+class Box:
+    content: object
+
+
+class Record(msgspec.Struct):
+    content: object
+
+
+TWINS = {1: "a", "1": "b"}
+
+
+@pytest.mark.parametrize(
+    ("entity", "path", "keys"),
+    [
+        (TWINS, "entity", "1 and '1'"),
+        ({"1": "b", 1: "a"}, "entity", "'1' and 1"),
+        ({1.0: 1, "1.0": 2}, "entity", "1.0 and '1.0'"),
+        ({Colour.RED: 1, "red": 2}, "entity", "<Colour.RED: 'red'> and 'red'"),
+        ({uuid.UUID(int=7): 1, str(uuid.UUID(int=7)): 2}, "entity", f"{uuid.UUID(int=7)!r} and"),
+        ({"a": [0, {"b": TWINS}]}, "entity['a'][1]['b']", "1 and '1'"),
+        ({"a": (TWINS,)}, "entity['a'][0]", "1 and '1'"),
+        ({"a": Box(TWINS)}, "entity['a'].content", "1 and '1'"),
+        ({"a": Record([TWINS])}, "entity['a'].content[0]", "1 and '1'"),
+        ({"a": Model({"b": TWINS})}, "entity['a']['b']", "1 and '1'"),
+    ],
+)
+@pytest.mark.parametrize("sort_keys", [False, True])
+def test_keys_that_are_one_in_json_are_refused(entity, path, keys, sort_keys):
+    with pytest.raises(SerializationError) as caught:
+        encode_entity(entity, sort_keys=sort_keys)
+    assert caught.value.path == path
+    assert f"{path} cannot be serialised: its keys {keys}" in str(caught.value)
+    assert str(caught.value).endswith("are the same in JSON, and one would be lost: use texts as keys")
+
+
+def test_what_a_serializer_returns_is_looked_at_too():
+    with pytest.raises(SerializationError, match="its keys 1 and '1' are the same") as caught:
+        encode_entity({"a": 1j}, lambda value: TWINS)
+    assert caught.value.path == "entity['a']"
+    with pytest.raises(SerializationError):
+        encode_entity(TWINS, repr)
+    assert json.loads(encode_entity({(1, 2): {"a": 1}}, repr)) == {"(1, 2)": {"a": 1}}
+    with pytest.raises(SerializationError, match="are the same in JSON"):
+        encode_entity({(1, 2): 1, "(1, 2)": 2}, repr)
+
+
+def test_keys_that_cannot_be_looked_through_are_refused():
+    answers = iter([{1: 2}, {1: 2}])
+    with pytest.raises(SerializationError, match="has keys that are no texts, and cannot be looked through"):
+        encode_entity({"a": 1j}, lambda _: next(answers))
+
+
+@pytest.mark.parametrize("key", [True, None, (1, 2)])
+def test_keys_without_a_json_form_are_refused(key):
+    with pytest.raises(SerializationError, match="is not a string"):
+        encode_entity({"a": [{key: 1, str(key): 2}]})
+
+
+@pytest.mark.parametrize(
+    "entity",
+    [
+        {},
+        {1: "a"},
+        {1: "a", "2": "b", "text": "{"},
+        {"a": {1: "a", 2.5: "b", "text": [1, "{", None, {3: 4}]}},
+        {"a": Box({1: 2}), "b": Model({"c": {1: 2}}), "d": {1, 2}, "when": [dt.date(2020, 1, 1)]},
+    ],
+)
+def test_keys_that_are_no_texts_are_fine_when_none_is_lost(entity):
+    assert isinstance(json.loads(encode_entity(entity)), dict)
