@@ -65,6 +65,7 @@ PARTS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "decode and find the function": (
         "queue_system.operation", "queue_system.signing", "queue_system.registry", "queue_system.imports",
+        "queue_system.functions", "queue_system.import_scope", "queue_system.runtime.importing",
         "queue_system.config", "queue_system.worker:QueueWorker._decode",
         "queue_system.worker:QueueWorker._function_for", "queue_system.worker:QueueWorker._find_processor",
         "queue_system.worker:QueueWorker._runs_on_loop",
@@ -76,10 +77,12 @@ PARTS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "the call": (
         "queue_system.worker", "queue_system.runtime.calling", "queue_system.runtime.deadlines",
+        "queue_system.runtime.returned", "queue_system.runtime.unheeded",
         "queue_system.runtime.pool", "queue_system.runtime.engine", "queue_system.context", "benchmarks.peers",
     ),
     "outcome and outbox": (
         "queue_system.outcome", "queue_system.errors", "queue_system.runtime.finish", "queue_system.runtime.callbacks",
+        "queue_system.conversion",
         "queue_system.runtime.attempts:Attempts.finish", "queue_system.runtime.attempts:Attempts._settlement",
         "queue_system.worker:QueueWorker._finish", "queue_system.worker:QueueWorker._decide",
     ),

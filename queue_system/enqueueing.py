@@ -20,7 +20,7 @@ from queue_system.config import QueueConfig
 from queue_system.errors import InvalidOperationError
 from queue_system.keys import check_priority, check_queue_name
 from queue_system.operation import encode_entity
-from queue_system.registry import Processor, reference_of
+from queue_system.registry import FunctionRef, Processor, reference_of, tell_of_timeout
 from queue_system.request import EnqueueRequest
 from queue_system.retry import QueueRetryConfig
 from queue_system.summary import status_summary
@@ -46,6 +46,7 @@ class OperationFactory:
         self.config = config
         # Each with the number of changes of the registry that it was made after.
         self._templates: dict[tuple[Any, ...], tuple[int, Template]] = {}
+        self._told_of_timeout: set[FunctionRef] = set()
 
     def _generate_operation_id(self) -> str:
         """A unique id: 32 hexadecimal digits."""
@@ -183,11 +184,18 @@ class OperationFactory:
             deduplication_window=deduplication_window,
             durability=durability,
         )
+        if timeout is not None and known is not None and not known.is_async:
+            self._tell_of_timeout(known, timeout)
         if is_plain:
             if len(self._templates) >= _MAX_TEMPLATES:
                 self._templates.clear()
             self._templates[key] = changes, template
         return template
+
+    def _tell_of_timeout(self, known: Processor, timeout: float) -> None:
+        if known.ref not in self._told_of_timeout:  # once for a function, not for each operation
+            self._told_of_timeout.add(known.ref)
+            tell_of_timeout(self.config.logger, str(known.ref), timeout)
 
     def _status_steps(self) -> Steps[dict[str, Any]]:
         status = yield self.config.commands.status()

@@ -70,7 +70,8 @@ class QueueManager(OperationFactory):
             on_failure: called with the same, and ``"reason"`` and ``"error"`` (type, message) instead of `result`,
                 when the operation is given up.
             timeout: seconds for one attempt of an async processor; by default the worker's `work_timeout`. A sync
-                processor has no time limit.
+                processor has no time limit, and a timeout for one is logged as a warning: with it, its thread counts as
+                abandoned later, and an awaitable that it returns is awaited for no longer.
             deduplication_key: an operation with the key of one that was accepted within the window is not accepted,
                 whatever the processors and queues of the two: a key counts for all of the `queue_prefix`. Put the
                 processor's name into it when it is to count for that one only.

@@ -14,6 +14,7 @@ from queue_system.errors import ConfigurationError, UnresolvableFunctionError
 from queue_system.functions import check_callable, described, home_of, is_async, takes_context
 from queue_system.imports import MAIN_MODULES, ImportPolicy, importable_main_name, is_identifier_path
 from queue_system.keys import check_priority, check_queue_name
+from queue_system.log import get_logger
 from queue_system.retry import QueueRetryConfig
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -91,7 +92,9 @@ class Registry:
             module: an identifier path.
             queue: the name of the queue.
             priority: ``high``, ``normal`` or ``low``.
-            timeout: seconds, more than 0.
+            timeout: seconds, more than 0, for each attempt of an async function. A sync one has no time limit, which is
+                logged as a warning: it only counts as abandoned so much later, and an awaitable that it returns is
+                awaited for no longer.
             retry_config: the retry schedule.
             on_success: a callback, or a reference to it.
             on_failure: a callback, or a reference to it.
@@ -118,6 +121,8 @@ class Registry:
         )
         with self._lock:
             self._put(processor)
+        if timeout is not None and not processor.is_async:
+            tell_of_timeout(get_logger(), str(processor.ref), timeout)
         return processor
 
     def find(self, name: str, module: str | None = None) -> Processor | None:
@@ -216,6 +221,17 @@ def processor(
         return decorated
 
     return register if function is None else register(function)
+
+
+def tell_of_timeout(logger: Any, processor: str, timeout: float) -> None:
+    """Log that the timeout of a sync processor is none."""
+    logger.warning(
+        "timeout_of_sync_processor",
+        processor=processor,
+        timeout=timeout,
+        meaning="a thread cannot be stopped: the attempt may take longer, and counts as abandoned after "
+        "abandon_after or this timeout, whichever is longer; make the function async for a time limit",
+    )
 
 
 class ImportNeededError(Exception):

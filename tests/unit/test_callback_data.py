@@ -4,7 +4,7 @@ import pytest
 from fakes import item
 
 from queue_system.keys import CALLBACK_QUEUE
-from queue_system.operation import decode_operation
+from queue_system.operation import UNSERIALIZABLE, decode_operation
 from queue_system.outcome import ErrorInfo, Failure, Reject, Requeue, Retry, Success
 from queue_system.runtime.callbacks import TOO_LARGE, callback_for
 
@@ -84,12 +84,23 @@ class Unprintable:
 
 @pytest.mark.parametrize(
     ("result", "shown"),
-    [(1j, "1j"), ({"a": {1}}, {"a": [1]}), ("\ud800", str), (CIRCLE, str), (Unprintable(), str), (float("nan"), None)],
+    [
+        (1j, {UNSERIALIZABLE: "builtins.complex"}),
+        ({"a": {1}}, {"a": [1]}),
+        ("\ud800", "builtins.str"),
+        (CIRCLE, "builtins.dict"),
+        ({1: 1, "1": 2}, "builtins.dict"),
+        (Unprintable(), {UNSERIALIZABLE: "test_callback_data.Unprintable"}),
+        (float("nan"), None),
+    ],
 )
 def test_any_result_gives_a_callback(result, shown):
     given = data(Success(result))
     assert {**given, "result": None} == {**COMMON, "result": None}
-    assert type(given["result"]) is str if shown is str else given["result"] == shown
+    if isinstance(shown, str):
+        assert (given["result"].keys(), given["result"][UNSERIALIZABLE]) == ({UNSERIALIZABLE, "reason"}, shown)
+    else:
+        assert given["result"] == shown
 
 
 def test_a_result_that_is_too_large_is_left_out():

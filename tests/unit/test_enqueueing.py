@@ -403,3 +403,19 @@ def test_only_what_is_unexpected_is_logged(producer, caplog):
     with pytest.raises(ZeroDivisionError):
         producer.enqueue({}, compute)
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_the_timeout_of_a_sync_function_is_told_once(producer, caplog):
+    for _ in range(2):
+        producer.enqueue({}, compute, timeout=5)
+    assert caplog.text.count("timeout_of_sync_processor") == 1
+    assert "compute" in caplog.text
+    assert "timeout=5" in caplog.text
+    assert sent(producer.broker)[0].body["timeout"] == 5.0  # it counts for when the thread is abandoned
+
+
+def test_the_timeout_of_an_async_or_unknown_function_is_not_told(producer, caplog):
+    producer.enqueue({}, send, timeout=5)
+    producer.enqueue({}, "elsewhere:work", timeout=5)
+    producer.enqueue({}, compute)
+    assert "timeout_of_sync_processor" not in caplog.text

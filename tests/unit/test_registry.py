@@ -528,3 +528,12 @@ def test_what_the_import_registers_has_its_defaults(tmp_path, monkeypatch, proce
         assert resolver.resolve("run", "registering_tasks", imports=False).queue == "mail"
     finally:
         sys.modules.pop("registering_tasks", None)
+
+
+@pytest.mark.parametrize(
+    ("function", "timeout", "told"), [(module_level, 5, 1), (module_level, None, 0), (module_level_async, 5, 0)]
+)
+def test_the_timeout_of_a_sync_function_is_told(registry, caplog, function, timeout, told):
+    registry.register(function, timeout=timeout)
+    assert caplog.text.count("timeout_of_sync_processor") == told
+    assert ("a thread cannot be stopped" in caplog.text) is bool(told)
