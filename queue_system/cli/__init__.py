@@ -5,19 +5,20 @@ Exit codes are in `exits`. Results go to stdout; errors are one line on stderr.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
-import traceback
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Final
 
 from queue_system.cli import signals
 
 signals.hold(sys.argv[1:])  # what follows takes a while
 
-import typer  # noqa: E402  see above
+import contextlib  # noqa: E402  see above
+import os  # noqa: E402
+import traceback  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Annotated, Any, Final  # noqa: E402
+
+import typer  # noqa: E402
 
 from queue_system import __version__  # noqa: E402
 from queue_system.cli import audit, enqueue, exits, explain, failures, logs, status, worker  # noqa: E402

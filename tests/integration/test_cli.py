@@ -83,6 +83,18 @@ async def done(data):
     note(f"done {data['result']}")
 """
 
+AT_EXIT = """
+import atexit
+import threading
+from tasks import note
+
+@atexit.register
+def flush():
+    note("flushing")
+    threading.Event().wait({seconds})
+    note("flushed")
+"""
+
 
 class Command:
     """A worker of the console script that runs in a directory of its own."""
@@ -302,7 +314,7 @@ async def test_a_signal_that_comes_as_soon_as_the_worker_is_ready_is_heeded(star
     assert await worker.ends() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_a_signal_drains_what_runs(start, config, number):
     worker = start("worker", "tasks")
     assert main(["enqueue", "tasks:until_go", "{}"]) == 0
@@ -353,6 +365,26 @@ async def test_a_second_signal_stops_a_worker_whose_event_loop_is_blocked(start)
 
     await until(ended, what="the end of the worker")
     assert worker.process.returncode == 143
+
+
+async def test_atexit_handlers_have_two_seconds_and_more(start, tmp_path):
+    (tmp_path / "own.py").write_text(AT_EXIT.format(seconds=2.0))
+    worker = start("worker", "own")
+    await worker.says(" ready: ")
+    worker.send()
+    assert await worker.ends(10) == 0
+    assert notes() == ["flushing", "flushed"]
+
+
+@pytest.mark.parametrize("limit", [("--exit-timeout", "1.2"), ("--exit-timeout", "600", "--grace", "0")])
+async def test_atexit_handlers_that_never_end_do_not_hold_up_the_end(start, tmp_path, limit):
+    """For the exit's own time, and no longer than the grace lasts."""
+    (tmp_path / "own.py").write_text(AT_EXIT.format(seconds=None))
+    worker = start("worker", "own", *limit)
+    await worker.says(" ready: ")
+    worker.send()
+    assert await worker.ends(10) == 0
+    assert notes() == ["flushing"]
 
 
 @pytest.mark.parametrize("task", ["block_a_thread", "block_a_thread_of_asyncio"])
