@@ -80,7 +80,7 @@ def back_end(request: pytest.FixtureRequest) -> Iterator[BackEnd]:
         yield BackEnd(request.param, UrlClients(server.url))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def find_back_end() -> Callable[[str], Path | None]:
     return server_of
 
