@@ -46,6 +46,10 @@ class LabError(Exception):
     """The lab itself did not work: what was awaited did not come, or a worker ended by itself."""
 
 
+class MissingError(LabError):
+    """What a scenario needs is not on this machine."""
+
+
 def until(condition: Callable[[], T], seconds: float, what: str) -> T:
     """Wait until the condition is true, and return its value; `LabError` after so many seconds."""
     deadline = time.monotonic() + seconds
@@ -139,6 +143,7 @@ class Lab:
     Args:
         persistence: whether Redis keeps an append-only file (everysec), so that its data outlives `kill`.
         extra: more arguments of the Redis server.
+        server: its binary; the one that is found by default.
         prefix: of the keys.
         worker: options of every `QueueWorker`, over the lab's (``lease=2``, ``max_crashes=1000``).
         config: options of every `QueueConfig`, over the lab's (``done_ttl=3600``: so the check can ask Redis what
@@ -152,13 +157,14 @@ class Lab:
         *,
         persistence: bool = False,
         extra: Sequence[str] = (),
+        server: Path | None = None,
         prefix: str = PREFIX,
         worker: dict[str, Any] | None = None,
         config: dict[str, Any] | None = None,
         liveness: float = LIMIT,
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="queue-system-chaos-"))
-        self.server = EmbeddedServer(path=self.directory / "redis", persistence=persistence, extra=extra)
+        self.server = EmbeddedServer(path=self.directory / "redis", persistence=persistence, extra=extra, server=server)
         self.ledger = Ledger(self.directory / "ledger")
         self.keys = Keys(prefix)
         self.workers: list[WorkerProcess] = []
@@ -208,10 +214,12 @@ class Lab:
         self._undo.callback(client.close)
         return client
 
-    def start_server(self, *, persistence: bool = False, extra: Sequence[str] = ()) -> EmbeddedServer:
+    def start_server(
+        self, *, persistence: bool = False, extra: Sequence[str] = (), server: Path | None = None
+    ) -> EmbeddedServer:
         """Another server, e.g. a replica."""
         path = self.directory / f"redis-{len(list(self.directory.glob('redis*')))}"
-        return self._undo.enter_context(EmbeddedServer(path=path, persistence=persistence, extra=extra))
+        return self._undo.enter_context(EmbeddedServer(path=path, persistence=persistence, extra=extra, server=server))
 
     def proxy(self, server: EmbeddedServer | None = None, *, seed: int = 1) -> Proxy:
         """A proxy before the lab's server, or another."""

@@ -146,7 +146,7 @@ class Checker:
     def _scene(self, client: redis.Redis) -> Scene | None:
         try:
             # A write that is carried out even when memory is full, as a claim is: can Redis serve at all?
-            client.delete("liveness:none")
+            client.delete(f"{self._keys.prefix}liveness:none")
             ready, claimed = self._ready(client), self._claimed(client)
         except (redis.RedisError, OSError):
             return None

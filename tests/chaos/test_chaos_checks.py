@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 import chaos.__main__ as program
-from chaos.lab import Lab, check_conservation
+from chaos.lab import Lab, MissingError, check_conservation
 from chaos.ledger import Ledger, Writer
 from chaos.report import Report
 from chaos.scenario import Plan, Scale, Scenario, Sizes, all_scenarios, scenario
@@ -158,6 +158,19 @@ def test_the_exit_code_says_whether_a_promise_was_broken(monkeypatch, chosen, co
     shown = CliRunner().invoke(app, ["--json"], env={"CHAOS_SECONDS": "60"})
     reports = json.loads(shown.stdout)
     assert {name: report["passed"] for name, report in reports.items()} == {each.name: each is GOOD for each in chosen}
+
+
+@pytest.mark.parametrize(("in_ci", "code", "text"), [("", 0, "missing a compiler"), ("true", 1, "CI must have it")])
+def test_what_is_missing_is_a_failure_in_ci_only(monkeypatch, in_ci, code, text):
+    def absent(plan):
+        raise MissingError("a compiler")
+
+    monkeypatch.setattr(program, "all_scenarios", lambda: {"absent": make("absent", absent)})
+    app = typer.Typer()
+    app.command()(program.main)
+    result = CliRunner().invoke(app, [], env={"COLUMNS": "200", "CHAOS_SECONDS": "60", "CI": in_ci})
+    assert result.exit_code == code
+    assert text in result.output
 
 
 def test_an_unknown_scenario_and_a_bad_time_are_told(monkeypatch):
