@@ -132,7 +132,7 @@ async def test_a_result_that_cannot_be_looked_at_is_a_result(config):
     async with running(config, max_workers=1):
         QueueManager(config).enqueue({}, opaque, on_success=named(on_success))
         await until_metrics(config, processed=1, callbacks_processed=1)
-    assert told[0]["result"] == "<dict without a JSON form: SystemExit>"
+    assert told[0]["result"]["it"]["__unserializable__"].endswith(".Opaque")
 
 
 @dataclasses.dataclass

@@ -201,11 +201,11 @@ async def test_it_waits_for_its_next_attempt(config):
 
 async def test_no_worker_knows_its_processor(config):
     async with running(config):
-        operation_id = enqueue(config, "scaffold:nothing", queue_name="mail")
+        operation_id = enqueue(config, "nowhere_to_be_found:nothing", queue_name="mail")
         found = await until_state(config, operation_id, "delayed")
     assert found.reason == "unknown_processor"
     (reason,) = found.reasons
-    assert "does not know scaffold:nothing" in reason
+    assert "does not know nowhere_to_be_found:nothing" in reason
     assert reason.endswith("it waits for one that does (delivery 1 of 20).")
     assert (found.attempts, found.deliveries) == (0, 1)
 

@@ -8,15 +8,26 @@ import sys
 import threading
 
 import pytest
-from fakes import Recorder
 from scaffold import add, given_up
 
 from queue_system import QueueManager, QueueWorker
-from queue_system.events import WorkerTaskFailed
+from queue_system.events import Event, WorkerTaskFailed
+from queue_system.hooks import Hooks
 from queue_system.imports import ImportPolicy
 from support import running, until, until_metrics
 
-NAMES = ("h7_mod", "h7_mod_two")
+NAMES = ("imported_by_name", "imported_by_name_two")
+
+
+class Told(Hooks):
+    """Remembers that tasks have failed."""
+
+    def __init__(self) -> None:
+        self.failed: list[WorkerTaskFailed] = []
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, WorkerTaskFailed):
+            self.failed.append(event)
 
 
 @pytest.fixture
@@ -25,7 +36,7 @@ def module(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     sys.importing, sys.go_on, sys.imported_in = threading.Event(), threading.Event(), []
 
-    def write(source: str, name: str = "h7_mod") -> None:
+    def write(source: str, name: str = "imported_by_name") -> None:
         (tmp_path / f"{name}.py").write_text(source)
         importlib.invalidate_caches()
 
@@ -36,11 +47,13 @@ def module(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def config(make_config):
-    recorder = Recorder()
-    config = make_config(importable_modules=ImportPolicy(NAMES), listeners=[recorder])
-    config.recorder = recorder
-    return config
+def told():
+    return Told()
+
+
+@pytest.fixture
+def config(make_config, told):
+    return make_config(importable_modules=ImportPolicy(NAMES), listeners=[told])
 
 
 WAITS = """
@@ -64,7 +77,7 @@ async def test_the_event_loop_goes_on_meanwhile_and_the_operation_starts_after_i
     add(config, quick, quick_sync)
     queue = QueueManager(config)
     async with running(config, max_workers=1, thread_pool_size=1):
-        queue.enqueue_batch([{"n": 1}, {"n": 2}], "h7_mod:run", queue_name="own")
+        queue.enqueue_batch([{"n": 1}, {"n": 2}], "imported_by_name:run", queue_name="own")
         await until(sys.importing.is_set)
         queue.enqueue({}, quick_sync)
         await until_metrics(config, processed=1)
@@ -80,14 +93,14 @@ async def test_the_event_loop_goes_on_meanwhile_and_the_operation_starts_after_i
 async def test_a_module_that_fails_is_an_error_of_its_operation(config, module, statement):
     module(f"{statement}\ndef run(entity): pass\n")
     async with running(config):
-        QueueManager(config).enqueue({}, "h7_mod:run")
+        QueueManager(config).enqueue({}, "imported_by_name:run")
         await until_metrics(config, system_errors=1)
     (entry,) = given_up(config, system_errors=True)
     assert entry.error_type == "ImportRefusedError"
-    assert entry.error_message.startswith("importing h7_mod failed: ")
+    assert entry.error_message.startswith("importing imported_by_name failed: ")
 
 
-async def test_a_hung_import_has_an_outcome_is_told_and_the_worker_goes_on(config, module):
+async def test_a_hung_import_has_an_outcome_is_told_and_the_worker_goes_on(config, module, told):
     module(WAITS + "def run(entity): pass\n")
 
     async def work(entity):
@@ -96,23 +109,23 @@ async def test_a_hung_import_has_an_outcome_is_told_and_the_worker_goes_on(confi
     add(config, work)
     queue = QueueManager(config)
     async with running(config, import_timeout=0.2):
-        queue.enqueue_batch([{}, {}], "h7_mod:run", queue_name="own")
+        queue.enqueue_batch([{}, {}], "imported_by_name:run", queue_name="own")
         await until_metrics(config, system_errors=2)
         queue.enqueue({}, work)
         await until_metrics(config, processed=1)
-        (told,) = config.recorder.of(WorkerTaskFailed)
-    assert told.task == "import"
-    assert told.reason.startswith("importing h7_mod has not ended within 0.2 s; its thread is in\n")
-    assert "sys.go_on.wait(20)" in told.reason
+    (failed,) = told.failed
+    assert failed.task == "import"
+    assert failed.reason.startswith("importing imported_by_name has not ended within 0.2 s; its thread is in\n")
+    assert "sys.go_on.wait(20)" in failed.reason
     messages = sorted(entry.error_message for entry in given_up(config, system_errors=True))
-    assert messages[0].startswith("h7_mod was not imported: importing h7_mod has not ended for ")
-    assert messages[1].startswith("importing h7_mod has not ended within 0.2 s: ")
+    assert messages[0].startswith("imported_by_name was not imported: importing imported_by_name has not ended for ")
+    assert messages[1].startswith("importing imported_by_name has not ended within 0.2 s: ")
 
 
 async def test_a_stop_gives_back_what_waits_for_an_import(config, module):
     module(WAITS + "def run(entity): pass\n")
     queue = QueueManager(config)
-    queue.enqueue({}, "h7_mod:run", queue_name="own")
+    queue.enqueue({}, "imported_by_name:run", queue_name="own")
     worker = QueueWorker(config)
     await worker.start()
     await until(sys.importing.is_set)
@@ -132,7 +145,7 @@ async def test_a_callback_is_imported_in_a_thread_too(config, module):
 
     add(config, work)
     async with running(config):
-        QueueManager(config).enqueue({}, work, on_success="h7_mod:told")
+        QueueManager(config).enqueue({}, work, on_success="imported_by_name:told")
         await until(lambda: len(sys.imported_in) == 2)
     assert sys.imported_in == ["queue-system-import", "a result"]
 
@@ -141,7 +154,7 @@ async def test_a_function_that_is_not_there_is_unknown(config, module):
     module("def run(entity): pass\n")
     queue = QueueManager(config)
     async with running(config):
-        queue.enqueue({}, "h7_mod:other")
+        queue.enqueue({}, "imported_by_name:other")
         await until(lambda: config._ensure_redis_sync().zcard(config.keys.delayed) == 1)
         await asyncio.sleep(0)
-    assert "h7_mod" not in sys.modules
+    assert "imported_by_name" not in sys.modules
