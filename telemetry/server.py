@@ -100,8 +100,8 @@ class SidecarServer:
         self._server.server_close()
 
     def leave_to_parent(self) -> None:
-        """In a process that was forked: let go of the port, which is the parent's."""
-        self._server.socket.close()
+        """In a process that was forked: let go of the port and the connections, which are the parent's."""
+        self._server.leave_to_parent()
 
     def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         method = environ.get("REQUEST_METHOD")
@@ -142,6 +142,14 @@ class _Server(ThreadingMixIn, WSGIServer):
         self._at_work: dict[socket.socket, float] = {}  # the oldest first
         self._lock = threading.Lock()
         super().__init__(*args, **options)
+
+    def leave_to_parent(self) -> None:
+        """In a process that was forked: close what is listened on and what was accepted, without a word to a client."""
+        self._lock = threading.Lock()  # a thread that is not here may have held it
+        for connection in [self.socket, *self._at_work]:
+            if connection.fileno() != -1:
+                os.close(connection.detach())
+        self._at_work.clear()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer in a thread."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -68,9 +69,13 @@ _early: StopSignals | None = None
 
 
 def hold(arguments: Sequence[str]) -> None:
-    """Handle what asks a worker to stop from now on, if the command is to start one."""
+    """Handle what asks a worker to stop from now on, if the command is to start one.
+
+    Processes that a processor spawns import the command, too, with its arguments in `sys.argv`, and are no workers.
+    """
     global _early  # noqa: PLW0603  handlers belong to the process
-    if list(arguments[:1]) == ["worker"] and threading.current_thread() is threading.main_thread():
+    ours = sys.orig_argv[-len(arguments) :] == list(arguments)
+    if ours and list(arguments[:1]) == ["worker"] and threading.current_thread() is threading.main_thread():
         _early = StopSignals()
         _early.install(interrupt=False)
 

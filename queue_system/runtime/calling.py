@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import sys
 import time
 import types
 from collections.abc import Callable, Coroutine, Generator
@@ -15,6 +16,7 @@ from queue_system.context import OperationContext
 from queue_system.errors import UnrunResultError
 from queue_system.functions import is_async, takes_context
 from queue_system.operation import KIND_CALLBACK
+from queue_system.runtime import forked
 from queue_system.runtime.attempts import Attempt
 from queue_system.runtime.deadlines import Deadlines
 from queue_system.runtime.incident import ProcessorRaisedError
@@ -101,7 +103,7 @@ async def await_processor(
         ProcessorRaisedError: it raised what is no `Exception`.
         UnrunResultError: it returned what has not run, and cannot be awaited.
     """
-    attempt.task = asyncio.current_task()
+    attempt.task, forks = asyncio.current_task(), forked.forks
     deadlines.set(attempt, timeout)
     try:
         context, result = _begin(function, attempt, timeout, logger)
@@ -118,12 +120,18 @@ async def await_processor(
             raise AttemptTimeoutError(timeout) from error
         raise
     finally:
+        if forked.forks != forks:
+            _end_child(sys.exc_info()[1])
         attempt.awaited = None
         deadlines.clear(attempt)
         attempt.take_back_cancels()
     if attempt.abandoned:
         raise AttemptAbandonedError
     return result
+
+
+def _end_child(error: BaseException | None) -> None:
+    forked.end(error.__cause__ if isinstance(error, ProcessorRaisedError) else error)
 
 
 def _is_timeout(attempt: Attempt) -> bool:

@@ -35,6 +35,7 @@ from queue_system.events import (
     ThreadAbandoned,
     current_operation,
 )
+from queue_system.runtime import forked
 from queue_system.runtime.account import BusyAccount
 from queue_system.runtime.incident import ProcessorRaisedError, stack_of
 
@@ -226,7 +227,7 @@ class ThreadPool:
             self._threads.append(thread)
 
     def _work(self) -> None:
-        me = threading.get_ident()
+        me, forks = threading.get_ident(), forked.forks
         while (job := self._next_job()) is not None:
             if not job.take():
                 continue
@@ -238,6 +239,8 @@ class ThreadPool:
                     result = job.context.run(job.function)
             except BaseException as caught:  # noqa: BLE001  SystemExit too: it is the job's, not the thread's
                 error = caught
+            if forked.forks != forks:
+                forked.end(error)
             self._running.pop(me, None)
             self._done.append((job, result, error))
             del job, result, error  # a waiting thread must not keep the last entity alive

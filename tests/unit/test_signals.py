@@ -54,12 +54,22 @@ def test_a_hang_up_that_is_ignored_stays_so():
 
 
 @pytest.mark.parametrize(("arguments", "held"), [(["worker", "app"], True), (["status"], False), ([], False)])
-def test_only_a_worker_holds_signals(arguments, held):
+def test_only_a_worker_holds_signals(arguments, held, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "queue-system", *arguments])
     before = signal.getsignal(signal.SIGTERM)
     signals.hold(arguments)
     assert (signal.getsignal(signal.SIGTERM) is not before) is held
     stop = signals.take()
     assert signal.getsignal(signal.SIGTERM) == stop.received
+
+
+@pytest.mark.parametrize("own", [[], ["--multiprocessing-fork"], ["worker"], ["worker", "other"]])
+def test_a_spawned_child_that_imports_the_command_does_not(own, monkeypatch):
+    """Its `sys.argv` is the worker's; what it was started with is not."""
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-c", "from multiprocessing.spawn import spawn_main", *own])
+    before = signal.getsignal(signal.SIGTERM)
+    signals.hold(["worker", "app"])
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_forked_child_has_the_handlers_of_any_process():
