@@ -158,10 +158,11 @@ def test_metrics_are_served_as_text_and_as_openmetrics(watched, serve):
 def test_a_healthy_worker_is_alive_and_ready(watched, serve):
     with Apart(watched()) as apart:
         get = serve(apart.worker)
+        asyncio.run(until(lambda: get.status("/readyz") == 200, what="a first claim that is accepted"))
         alive, ready = get("/livez"), get("/readyz")
     assert (alive.status, set(alive.checks.values())) == (200, {"ok"})
     assert (ready.status, set(ready.checks.values())) == (200, {"ok"})
-    assert {"state", "redis", "thread_pool"} == set(ready.checks) - set(alive.checks)
+    assert {"state", "redis", "claims", "thread_pool", "worker_tasks"} == set(ready.checks) - set(alive.checks)
     assert ready.headers["Content-Type"] == "application/json"
 
 
