@@ -157,7 +157,7 @@ class Case:
 
     def _hold_and_die(self) -> None:
         claim = self._config.commands.claim(
-            only=["normal:work"], async_slots=len(DEAD_HOLD), sync_slots=0, lease=0.001, retention=3600.0
+            only=["normal:work"], async_slots=len(DEAD_HOLD), sync_slots=len(DEAD_HOLD), lease=0.001, retention=3600.0
         )
         held = self._config.broker.run(claim).deliveries
         if len(held) != len(DEAD_HOLD):
