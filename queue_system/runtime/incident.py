@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from types import FrameType
 from typing import Final
 
 import msgspec
@@ -23,14 +24,14 @@ class ProcessorRaisedError(RuntimeError):
     """
 
     def __init__(self, error: BaseException) -> None:
-        super().__init__(f"the processor raised {type(error).__name__}")
+        super().__init__(f"the processor raised {_name(error)}")
         self.error = error
 
 
 def describe_error(error: BaseException) -> ErrorInfo:
     """Class, message and traceback of an error, cut to 1,000 and 8,000 characters. Raises nothing, whatever it is."""
     raised = error.error if isinstance(error, ProcessorRaisedError) else error
-    return ErrorInfo(type(raised).__name__, _message(raised), _traceback(raised))
+    return ErrorInfo(_name(raised), _message(raised), _traceback(raised))
 
 
 def describe_refusal(error: BaseException) -> ErrorInfo:
@@ -38,7 +39,7 @@ def describe_refusal(error: BaseException) -> ErrorInfo:
 
     Where in the worker that was says nothing, and a traceback takes longer than all the rest of a refusal.
     """
-    return ErrorInfo(type(error).__name__, _message(error))
+    return ErrorInfo(_name(error), _message(error))
 
 
 def stack_of(ident: int) -> str:
@@ -51,15 +52,24 @@ def stack_of(ident: int) -> str:
 
 
 def stack_of_call(call: object) -> str:
-    """Where a coroutine waits now, as in `stack_of`; empty for what is no coroutine, or has ended."""
+    """Where a coroutine waits now, as in `stack_of`; empty for what is no coroutine, or has ended. Raises nothing: the
+    call is what a processor returned, and may answer anything when it is asked for its frame.
+    """  # noqa: D205
+    try:
+        return _innermost(_clean("".join(traceback.format_list(_frames_of_call(call)[-MAX_FRAMES:]))))
+    except BaseException as broken:  # noqa: BLE001  without it, the attempt must still be decided
+        return f"<no stack: {_name(broken)}>"
+
+
+def _frames_of_call(call: object) -> list[traceback.FrameSummary]:
     lines: list[traceback.FrameSummary] = []
     for _ in range(_MAX_AWAITS):
         frame = getattr(call, "cr_frame", None) or getattr(call, "gi_frame", None) or getattr(call, "ag_frame", None)
-        if frame is None:
+        if not isinstance(frame, FrameType):
             break
         lines.append(traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
         call = getattr(call, "cr_await", None) or getattr(call, "gi_yieldfrom", None) or getattr(call, "ag_await", None)
-    return _innermost(_clean("".join(traceback.format_list(lines[-MAX_FRAMES:]))))
+    return lines
 
 
 def attempt_record(
@@ -80,18 +90,25 @@ def attempt_record(
     return msgspec.json.encode(record)
 
 
+def _name(error: BaseException) -> str:
+    try:
+        return _cut(str(type(error).__name__), MAX_MESSAGE)
+    except BaseException:  # noqa: BLE001  its metaclass may have made it anything
+        return "<no name>"
+
+
 def _message(error: BaseException) -> str:
     try:
         return _cut(str(error), MAX_MESSAGE)
     except BaseException as broken:  # noqa: BLE001  a broken __str__ must not turn a failure into a loss
-        return f"<no message: __str__ raised {type(broken).__name__}>"
+        return f"<no message: __str__ raised {_name(broken)}>"
 
 
 def _traceback(error: BaseException) -> str:
     try:
         text = _clean("".join(traceback.format_exception(error, limit=-MAX_FRAMES)))
     except BaseException as broken:  # noqa: BLE001  as above
-        return f"<no traceback: {type(broken).__name__}>"
+        return f"<no traceback: {_name(broken)}>"
     return _innermost(text)
 
 

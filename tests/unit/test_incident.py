@@ -10,6 +10,7 @@ from queue_system.runtime.incident import (
     attempt_record,
     describe_error,
     describe_refusal,
+    stack_of_call,
 )
 
 
@@ -150,3 +151,42 @@ def test_what_stands_for_an_error_is_kept_as_that_error():
     info = describe_error(ProcessorRaisedError(raised(SystemExit(3))))
     assert (info.type, info.message) == ("SystemExit", "3")
     assert "in innermost" in info.traceback
+
+
+class _Nameless(type):
+    @property
+    def __name__(cls):
+        raise GeneratorExit
+
+
+class _NamelessError(Exception, metaclass=_Nameless):
+    pass
+
+
+def test_an_error_whose_class_does_not_tell_its_name_is_still_described():
+    error = _NamelessError("why")
+
+    found = describe_error(error)
+
+    assert (found.type, found.message) == ("<no name>", "why")
+    assert describe_refusal(error) == ErrorInfo("<no name>", "why")
+    assert str(ProcessorRaisedError(error)) == "the processor raised <no name>"
+
+
+class _AnswersAnything:
+    def __getattr__(self, name):
+        return 5
+
+
+class _AnswersNothing:
+    @property
+    def cr_frame(self):
+        raise SystemExit
+
+
+def test_the_stack_of_what_only_looks_like_a_coroutine_is_empty():
+    assert stack_of_call(_AnswersAnything()) == ""
+
+
+def test_the_stack_of_what_cannot_be_asked_is_told_so():
+    assert stack_of_call(_AnswersNothing()) == "<no stack: SystemExit>"
