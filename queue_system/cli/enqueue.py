@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from queue_system.checks import check_seconds
 from queue_system.cli.exits import UsageError
 from queue_system.cli.options import AsJson, Prefix, RedisUrl
 from queue_system.cli.terminal import console, plain, print_json
@@ -55,6 +56,9 @@ def enqueue(
 
     A duplicate is no error: it is told, with the id of the operation that is there, and the exit code is 0.
     """
+    check_seconds("--delay", delay, zero=True, error=UsageError)
+    if timeout is not None:
+        check_seconds("--timeout", timeout, error=UsageError)
     settings = Settings.load(redis_url=redis_url, queue_prefix=prefix)
     data = parse_entity(sys.stdin.read() if entity == STDIN else entity)
     options: dict[str, Any] = {

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from queue_system.checks import check_seconds
 from queue_system.cli import logs, signals
 from queue_system.cli.exits import OK, RESTART, UsageError
 from queue_system.cli.options import Prefix, RedisUrl
@@ -171,6 +172,7 @@ def worker(
 
     Their @processor functions are registered, their plain functions may be called by name.
     """
+    check_seconds("--wait-for-redis", wait_for_redis, zero=True, error=UsageError)
     settings = Settings.load(
         redis_url=redis_url,
         queue_prefix=prefix,

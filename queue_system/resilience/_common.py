@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import math
 from collections.abc import Callable
 from typing import Any, Final, ParamSpec, Protocol, TypeAlias, TypeVar
 
+from queue_system.checks import MAX_SECONDS
 from queue_system.errors import ConfigurationError
 
 P = ParamSpec("P")
@@ -77,11 +77,13 @@ def notify(listener: Callable[..., object], *args: Any) -> None:
 
 
 def check_seconds(name: str, value: Any, *, zero: bool = False, hint: str = "") -> None:
-    """Raise ConfigurationError unless `value` is a finite number above 0, or 0 if `zero`."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Raise ConfigurationError unless `value` is a number above 0, or 0 if `zero`, and no more than a hundred years."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and value == value  # noqa: PLR0124  NaN
     if not is_number or value < 0 or (value == 0 and not zero):
         least = "of 0 or more" if zero else "above 0"
         raise ConfigurationError(f"{name} is {value!r}: give a number of seconds {least}{hint}")
+    if value > MAX_SECONDS:
+        raise ConfigurationError(f"{name} is {value!r}: give at most a hundred years in seconds{hint}")
 
 
 def check_count(name: str, value: Any) -> None:
