@@ -165,7 +165,7 @@ async def test_a_primary_that_is_demoted_meanwhile_has_confirmed_nothing(pair, m
         error = await asyncio.to_thread(pending.exception, 10)
     assert isinstance(error, NotDurableError)
     assert isinstance(error.__cause__, BrokerUnavailableError)
-    assert error.__cause__.kind == "readonly"
+    assert error.__cause__.kind == "unblocked"
 
 
 def test_a_lost_reply_is_asked_for_again(pair, make_config, call):

@@ -31,6 +31,9 @@ from queue_system.outcome import (
 from queue_system.runtime.finish import MAX_TURN, Outbox, Settlement, encode_error
 
 ERR = ErrorInfo("ValueError", "no", "Traceback")
+MOST_KEPT = 100_000, 512 * 1024 * 1024
+"""Of what was given up: the count and the bytes."""
+
 CALLBACK = Callback("cb", "__callbacks__", "high", b"{}")
 
 
@@ -105,7 +108,7 @@ def test_a_failure_has_its_error_retention_and_callback(box):
     assert call.args[1:5] == [b"1", 7, "failed", 1]
     error = {"reason": "total_timeout", "type": "ValueError", "message": "no", "traceback": "Traceback"}
     assert json.loads(call.args[6]) == error
-    assert call.args[7:] == [b"{}", 60000, "cb", "high:__callbacks__", b"{}", 0]
+    assert call.args[7:] == [b"{}", 60000, "cb", "high:__callbacks__", b"{}", 0, *MOST_KEPT]
 
 
 def test_a_rejection_goes_to_the_system_errors_without_an_attempt(box):
@@ -202,7 +205,7 @@ def test_what_goes_again_says_so_and_is_not_mixed_with_the_rest(box):
         (["old"], 1),
     ]
     assert box.call(Retry(1, ERROR, ERR), **again).args[-3] == 1
-    assert box.call(Failure(ERROR, ERR, ERROR), **again).args[-1] == 1
+    assert box.call(Failure(ERROR, ERR, ERROR), **again).args[-3] == 1
 
 
 def test_what_was_applied_is_told_and_its_lease_is_over(box):

@@ -33,6 +33,7 @@ def test_every_key_has_its_documented_name():
         "wake_sync": "queue:wake:sync",
         "ring_prefix": "queue:ring:",
         "reaper": "queue:reaper",
+        "guard": "queue:none",
     }
 
 
