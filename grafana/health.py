@@ -203,12 +203,13 @@ def _workers() -> list[dict[str, Any]]:
     return [
         series(
             "Reclaimed and lost leases",
-            "Per second: leases taken back from workers that are gone; those of a living worker that others took; "
-            "outcomes refused for that.",
+            "Per second: leases taken back from workers that are gone; times put right after Redis's clock was ahead; "
+            "leases of a living worker that others took; outcomes refused for that.",
             "Reclaimed",
             "ops",
             [
                 ("sum(rate(@reclaimed_total[$__rate_interval]))", "reclaimed"),
+                ("sum(rate(@clock_corrected_total[$__rate_interval]))", "put right"),
                 ("sum(rate(@leases_lost_total[$__rate_interval]))", "lost"),
                 ("sum(rate(@stale_acks_total[$__rate_interval]))", "outcomes refused"),
             ],

@@ -172,6 +172,15 @@ class Reclaimed(Event, frozen=True):
     quarantined: int
 
 
+class ClockCorrected(Event, frozen=True):
+    """So many times that were kept (leases, due times and others) were later than can be true, and were put right.
+
+    The clock of Redis was ahead when they were written, and has been set right since.
+    """
+
+    times: int
+
+
 class WorkerTaskFailed(Event, frozen=True):
     """A loop of the worker raised and was started again; or a step of it ended an attempt; or an import hangs."""
 

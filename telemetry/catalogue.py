@@ -65,6 +65,7 @@ EVENTS: Final = (
     _counter("callbacks_total", "Attempts of callbacks that ended, by how.", "outcome"),
     _counter("callbacks_failed_total", "Callbacks given up: moved to the failures.", "reason"),
     _counter("reclaimed_total", "Expired leases taken back from workers that are gone."),
+    _counter("clock_corrected_total", "Times kept in Redis that were put right after its clock had been ahead."),
     _counter("leases_lost_total", "Leases of this process that others took over."),
     _counter("stale_acks_total", "Outcomes refused because the lease had been lost."),
     _counter("worker_task_failures_total", "Loops of the worker that raised and were started again.", "reason"),

@@ -22,6 +22,7 @@
 | ``task_abandoned`` | warning | an async processor has not heeded its cancellation; with its stack |
 | ``thread_abandoned`` | warning | a thread has not returned from its operation in time; with its stack |
 | ``lease_lost`` | warning | another worker may run this operation now |
+| ``clock_corrected`` | warning | times kept in Redis were put right: its clock had been ahead |
 | ``leases_reclaimed`` | warning | operations of workers that are gone were taken over |
 | ``worker_running`` | info | a worker has started |
 | ``worker_draining`` | info | it claims no more; with the reason |
@@ -64,6 +65,7 @@ from queue_system.events import (
     BreakerChanged,
     BrokerBack,
     BrokerError,
+    ClockCorrected,
     Enqueued,
     EnqueueFailed,
     Event,
@@ -140,6 +142,7 @@ class LogListener(Hooks):
                 stack=e.stack,
             ),
             LeaseLost: lambda e: logger.warning("lease_lost", operation_id=e.operation_id),
+            ClockCorrected: lambda e: logger.warning("clock_corrected", times=e.times),
             Reclaimed: lambda e: logger.warning("leases_reclaimed", returned=e.returned, quarantined=e.quarantined),
             WorkerTaskFailed: lambda e: logger.error("worker_task_failed", task=e.task, reason=e.reason),
             BrokerError: self._on_broker_error,

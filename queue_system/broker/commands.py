@@ -350,7 +350,7 @@ class Commands:
                 -1 if good_for is None else _ms(good_for),
                 *self._most_kept,
             ],
-            lambda reply: Reaped(int(reply[0]), bool(reply[1]), replies.deliveries(reply[2], (), 0.0)),
+            lambda reply: Reaped(int(reply[0]), bool(reply[1]), replies.deliveries(reply[2], (), 0.0), int(reply[3])),
             idempotent=False,
         )
 

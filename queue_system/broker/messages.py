@@ -150,11 +150,16 @@ class Claimed(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Reaped:
-    """A reaping's reply: how many went back, whether an outage's grace runs, and whom to quarantine."""
+    """A reaping's reply.
+
+    How many went back, whether an outage's grace runs, whom to quarantine, and how many times that were later than can
+    be true were put right.
+    """
 
     returned: int
     in_grace: bool
     quarantined: list[Delivery]
+    corrected: int = 0
 
 
 @dataclass(frozen=True, slots=True)

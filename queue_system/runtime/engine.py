@@ -216,7 +216,7 @@ class Engine:
             on_outcome=self.fetcher.notify,
             signer=settings.signer,
         )
-        reaper = Reaper(
+        self._reaper = Reaper(
             self._broker,
             commands,
             lease=settings.lease,
@@ -232,7 +232,7 @@ class Engine:
             ("beat", self._beat),
             *((f"fetch-{number}", self.fetcher.run) for number in range(MAX_TURNS)),
             ("wait", self.fetcher.wait_for_work),
-            ("reap", reaper.run),
+            ("reap", self._reaper.run),
             ("progress", self.progress.run),
         )
         self.worker_loops = self._supervised(
@@ -562,6 +562,7 @@ class Engine:
 
     def _lease_error(self, error: QueueError) -> None:
         if isinstance(error, BrokerUnavailableError):
+            self._reaper.service_failed()  # other owners may be as unable to renew
             self._hooks.on_event(BrokerError("renew", error.kind))
         else:
             self._hooks.on_event(BrokerError("renew", "refused", str(error)))

@@ -10,10 +10,8 @@ from collections.abc import Callable
 from queue_system.broker.aio import AsyncBroker
 from queue_system.broker.commands import Commands
 from queue_system.broker.messages import REAP_LIMIT, Delivery
-from queue_system.errors import BrokerUnavailableError
-from queue_system.events import (
-    Reclaimed,
-)
+from queue_system.errors import BrokerUnavailableError, QueueError
+from queue_system.events import ClockCorrected, Reclaimed
 from queue_system.hooks import Hooks
 
 
@@ -65,15 +63,21 @@ class Reaper:
             if reclaimed < REAP_LIMIT:
                 await asyncio.sleep(self._interval)
 
+    def service_failed(self) -> None:
+        """Redis has failed this worker: nothing is taken back before it has seen a whole lease of good service."""
+        self._failed_at = time.monotonic()
+
     async def reap(self) -> int:
         """Take back what has expired, at most `REAP_LIMIT`; says how many that were."""
         good_for = None if self._failed_at is None else time.monotonic() - self._failed_at
         try:
             reaped = await self._broker.run(self._make_call(good_for=good_for))
-        except BrokerUnavailableError:
-            self._failed_at = time.monotonic()
+        except QueueError:
+            self.service_failed()
             raise
         self._on_contact()
+        if reaped.corrected:
+            self._hooks.on_event(ClockCorrected(reaped.corrected))
         failed: BaseException | None = None
         for delivery in reaped.quarantined:
             try:

@@ -277,8 +277,8 @@ def test_a_claim_that_met_a_suspect(suspect, alone_for, waits):
 
 def test_a_reaping():
     operation = [b"id-1", 0, 77, 5, 1, 2, 3, 1500, 2500, 500, b"trace", b"body"]
-    reaped = C.reap(max_crashes=3, interval=1, lease=1, retention=1).parse([2, 1, operation])
-    assert (reaped.returned, reaped.in_grace) == (2, True)
+    reaped = C.reap(max_crashes=3, interval=1, lease=1, retention=1).parse([2, 1, operation, 4])
+    assert (reaped.returned, reaped.in_grace, reaped.corrected) == (2, True, 4)
     assert reaped.quarantined == [delivery(ready_key="", claimed_at=0.0)]
 
 

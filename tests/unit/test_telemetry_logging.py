@@ -33,6 +33,7 @@ EVENTS = [
     events.TaskAbandoned(INFO, "worker-0", 4.0, "timed_out", 'File "tasks.py", line 3, in pay\n    await read()'),
     events.LeaseLost("op-1"),
     events.Reclaimed(2, 1),
+    events.ClockCorrected(3),
     events.WorkerTaskFailed("fetch", "KeyError: 1"),
     events.BrokerError("claim", "timeout"),
     events.BrokerError("claim", "refused", "NOPERM"),

@@ -4,7 +4,8 @@
 -- ARGV  1 prefix  2 crashes after which an operation is quarantined  3 interval between reapings (ms)
 --       4 lease (ms)  5 retention (ms)  6 at most how many  7 since when (ms) no call of the caller's failed; -1 never
 --       8 most failures, and system errors, that are kept  9 most bytes of both
--- Reply {returned to their queue, in grace 0|1, quarantined operations as 12 values each, like claim with index 0}
+-- Reply {returned to their queue, in grace 0|1, quarantined operations as 12 values each, like claim with index 0,
+--        times put right}
 -- A quarantined operation is leased to the caller, which gives it up like any other failure.
 -- After an outage (no reaping for 3 intervals, or for a lease if that is shorter) nothing is taken back for one lease:
 -- its owners are alive, and were as unable to renew as this script was to run. Nor does a caller take anything back
@@ -163,7 +164,7 @@ end
 local swept = tonumber(redis.call('ZSCORE', KEYS[3], 'swept') or 0)
 if swept > now or now - swept >= interval then tend_index() end
 local good = tonumber(ARGV[7])
-if now < grace or (good >= 0 and good < lease) then return { 0, 1, {} } end
+if now < grace or (good >= 0 and good < lease) then return { 0, 1, {}, corrected } end
 
 -- For how long (ms) an operation is to run alone: as long as it had run, at most, when its worker died.
 local function alone_for(claimed, expiry)
@@ -214,4 +215,4 @@ for i = 1, #expired, 2 do
   end
 end
 count(prefix, 'reclaimed', returned + #quarantined / 12)
-return { returned, 0, quarantined }
+return { returned, 0, quarantined, corrected }
