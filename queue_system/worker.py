@@ -72,6 +72,7 @@ from queue_system.outcome import (
 )
 from queue_system.reader import QueueReader
 from queue_system.registry import FunctionRef, ImportNeededError, Processor
+from queue_system.runtime import contained
 from queue_system.runtime.attempts import Attempt
 from queue_system.runtime.calling import (
     AttemptAbandonedError,
@@ -230,6 +231,7 @@ class QueueWorker:
             on_enough=self._end_by_itself,
         )
         self._engine.start()
+        contained.contain(asyncio.get_running_loop())
         self._reader = QueueReader(self.config)
         self._hooks.attach(self, self._reader)
         self._guardian = asyncio.get_running_loop().create_task(self._guard(), name="queue-system-guardian")
@@ -275,6 +277,7 @@ class QueueWorker:
             await self._engine.stop(grace, leave_hung=self.stop_reason == THREADS_ABANDONED)
             if self._guardian is not None and self._guardian is not asyncio.current_task():
                 self._guardian.cancel()
+            contained.release(asyncio.get_running_loop())
             self._hooks.detach(self, self._reader)
             self._reader.close()
             self.drained_in = time.monotonic() - began

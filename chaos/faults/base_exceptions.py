@@ -14,9 +14,8 @@ WORKERS: Final = 2
 SLOTS: Final = 4
 ATTEMPTS: Final = 2
 
-IN_A_TASK: Final = sorted(set(panics.ENDS) - {"system_exit", "interrupt", "cancelled"})
-"""What may leave a task of the processor's own: asyncio itself ends the event loop with the two others, and a
-cancelled task is no failure of its group."""
+IN_A_TASK: Final = sorted(set(panics.ENDS) - {"cancelled"})
+"""How a task of the processor's own may fail its group: a cancelled one does not."""
 
 
 @scenario("base_exceptions", "attempts that end with a BaseException", operations=(160, 2_000, 20_000))

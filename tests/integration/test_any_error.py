@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 from typing import Any
 
 import pytest
@@ -107,6 +108,95 @@ async def test_a_callback_fails_of_it_like_of_any_other_error(config, seen, kind
             QueueManager(config).enqueue({}, fine, on_success=named(callback))
         await until_metrics(config, processed=2, callbacks_retried=2)
         assert worker.stats().tasks_alive == 1
+    assert seen.failures() == []
+
+
+async def _awaited(part):
+    await asyncio.get_running_loop().create_task(part())
+
+
+async def _gathered(part):
+    await asyncio.gather(part(), asyncio.sleep(0))
+
+
+async def _in_a_group(part):
+    async with asyncio.TaskGroup() as group:
+        group.create_task(part())
+
+
+async def _in_a_task_of_a_task(part):
+    await asyncio.create_task(_awaited(part))
+
+
+async def _in_a_thread(part):
+    def run():
+        asyncio.run(part())
+
+    await asyncio.to_thread(run)
+
+
+async def _in_a_task_with_a_thread(part):
+    await asyncio.create_task(_in_a_thread(part))
+
+
+WAYS = {
+    _awaited: "",
+    _gathered: "",
+    _in_a_group: "ExceptionGroup",
+    _in_a_task_of_a_task: "",
+    _in_a_thread: "",
+    _in_a_task_with_a_thread: "",
+}
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+async def test_what_would_end_the_event_loop_fails_the_attempt_whose_task_raised_it(config, seen, way, error):
+    async def part():
+        await asyncio.sleep(0)
+        raise error(4)
+
+    async def bad(entity):
+        await way(part)
+
+    async def good(entity):
+        return None
+
+    add(config, bad, good)
+    before = asyncio.get_running_loop().get_task_factory()
+    queue = QueueManager(config)
+    async with running(config, max_workers=2) as worker:
+        queue.enqueue_batch([{}] * 2, bad, retry_config=TWICE)
+        queue.enqueue_batch([{}] * 2, good)
+        await until_metrics(config, failed=2, retried=2, processed=2)
+        assert worker.stats().tasks_alive == 2
+        assert leased(config) == set()
+    assert {(entry.reason, entry.error_type) for entry in given_up(config)} == {("error", WAYS[way] or error.__name__)}
+    assert seen.failures() == []
+    assert asyncio.get_running_loop().get_task_factory() is before
+
+
+async def test_a_task_that_nobody_awaits_is_told_and_does_no_harm(config, seen):
+    told: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context))
+
+    async def leaves():
+        raise SystemExit(4)
+
+    async def makes_one(entity):
+        task = asyncio.create_task(leaves(), name="left alone")
+        await asyncio.wait([task])
+
+    add(config, makes_one)
+    async with running(config, max_workers=1):
+        QueueManager(config).enqueue({}, makes_one)
+        await until_metrics(config, processed=1)
+        gc.collect()
+    (context,) = told
+    assert context["message"] == "Task exception was never retrieved"
+    assert str(context["exception"]) == "the processor raised SystemExit"
+    assert isinstance(context["exception"].__cause__, SystemExit)
     assert seen.failures() == []
 
 
