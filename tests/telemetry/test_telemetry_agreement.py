@@ -155,7 +155,7 @@ class Bench:
 
     async def flaky_callback(self, data: dict[str, Any]) -> None:
         self.running["flaky_callback"] += 1
-        if self.running["flaky_callback"] % 3:  # each try of a callback calls it twice
+        if self.running["flaky_callback"] % 3:
             raise ValueError("not yet")
 
     async def broken_callback(self, data: dict[str, Any]) -> None:
@@ -214,7 +214,7 @@ def enqueue_with_callbacks(bench: Bench) -> None:
         reference = f"tests:{callback.__name__}"
         bench.queue.enqueue({}, bench.good, on_success=reference)
         bench.queue.enqueue({}, bench.broken, retry_config=TWICE, on_failure=reference)
-    bench.queue.enqueue({}, bench.good, on_success="tests:nobody_knows_it")
+    bench.queue.enqueue({}, bench.good, on_success="nobody_knows_it")
 
 
 async def interrupt(bench: Bench) -> None:
