@@ -78,6 +78,7 @@ PARTS: Final[dict[str, tuple[str, ...]]] = {
     "the call": (
         "queue_system.worker", "queue_system.runtime.calling", "queue_system.runtime.deadlines",
         "queue_system.runtime.returned", "queue_system.runtime.unheeded", "queue_system.runtime.forked",
+        "queue_system.runtime.contained",
         "queue_system.runtime.pool", "queue_system.runtime.engine", "queue_system.context", "benchmarks.peers",
     ),
     "outcome and outbox": (
